@@ -1,0 +1,78 @@
+"""The Dask cluster of a run: begun for it on this machine, or one that is already running."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dask.utils import parse_bytes
+from distributed import Client
+from distributed import LocalCluster as DaskLocalCluster
+from distributed.system import MEMORY_LIMIT
+
+from labelqa_dask.core.blocks import available_cpus
+from labelqa_dask.core.errors import InvalidConfig
+from pipelines.config import AuditConfig, LocalCluster
+from pipelines.plan import Resources
+
+_CONNECT_SECONDS = 20
+
+
+def local_resources(settings: LocalCluster) -> Resources:
+    """What the workers of a local cluster will have."""
+    workers = settings.workers or max(1, available_cpus() // settings.threads_per_worker)
+    limit = parse_bytes(settings.memory_limit) if settings.memory_limit else int(0.9 * MEMORY_LIMIT / workers)
+    return Resources(workers, settings.threads_per_worker, limit)
+
+
+@contextmanager
+def open_cluster(config: AuditConfig) -> Iterator[tuple[Client, Resources]]:
+    """A client of the run's cluster, and what its workers have; a local cluster ends with the block."""
+    settings = config.cluster
+    if isinstance(settings, LocalCluster):
+        resources = local_resources(settings)
+        with (
+            DaskLocalCluster(
+                n_workers=resources.workers,
+                threads_per_worker=resources.threads_per_worker,
+                memory_limit=resources.memory_limit,
+                dashboard_address=None,
+                processes=True,
+            ) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            yield client, resources
+    else:
+        with _connect(settings.address) as client:
+            yield client, running_resources(client, settings.address)
+
+
+def _connect(address: str) -> Client:
+    try:
+        return Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(
+            f"no Dask scheduler answers there ({type(error).__name__})", address, "Check cluster.address."
+        ) from None
+
+
+def running_resources(client: Client, address: str) -> Resources:
+    """What the workers of a running cluster have; the smallest of them counts."""
+    try:
+        client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+    except TimeoutError:
+        raise InvalidConfig("the scheduler has no workers", address, "Start workers, then run again.") from None
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return Resources(
+        len(workers),
+        max(worker["nthreads"] for worker in workers),
+        min(worker["memory_limit"] or MEMORY_LIMIT for worker in workers),
+    )
+
+
+def resources_of(config: AuditConfig) -> Resources:
+    """What the workers of a run would have, without starting any."""
+    if isinstance(config.cluster, LocalCluster):
+        return local_resources(config.cluster)
+    with _connect(config.cluster.address) as client:
+        return running_resources(client, config.cluster.address)

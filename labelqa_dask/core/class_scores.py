@@ -1,0 +1,45 @@
+"""Count and mean score of the labels of each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labelqa_dask.core.kernels import Array, as_labels, as_predictions, kernel
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """A mergeable state over (k,) raw sums, by the class as labelled."""
+
+    count: NDArray[np.int64]
+    total: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, k: int) -> Self:
+        return cls(np.zeros(k, np.int64), np.zeros(k))
+
+    @classmethod
+    def of(cls, labels: Array, scores: Array, k: int) -> Self:
+        """State of labels in 0..k-1 and their scores, of any one shape; scores that are NaN are left out."""
+        state = cls.empty(k)
+        _add(as_labels(labels).ravel(), as_predictions(scores).ravel(), state.count, state.total)
+        return state
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(self.count + other.count, self.total + other.total)
+
+    def result(self) -> NDArray[np.float64]:
+        """Mean per class (k,), NaN where a class never occurs."""
+        return np.divide(self.total, self.count, out=np.full(len(self.count), np.nan), where=self.count > 0)
+
+
+@kernel
+def _add(labels: Any, scores: Any, count: Any, total: Any) -> None:
+    for i in range(len(labels)):
+        if scores[i] == scores[i]:
+            count[labels[i]] += 1
+            total[labels[i]] += scores[i]

@@ -1,0 +1,189 @@
+"""The Dask engine, and the only place that builds Dask graphs: reduce states, map scores.
+
+Every input is lined up to the task's full dimensions (missing ones at size one), so one `map_blocks` serves every
+method, knows where each block starts, and never concatenates. What a block yields is boxed in an object array of one
+element; boxes reduce as trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.delayed import Delayed
+
+from labelqa_dask.core.errors import InvalidInput
+from labelqa_dask.core.task import Array, Block, Pass, State, Task
+
+_SPLIT_EVERY = 16
+
+
+def align(task: Task[Any], arrays: Mapping[str, da.Array]) -> dict[str, da.Array]:
+    """Rechunk so that blocks of all inputs cover the same elements and hold every class."""
+    leader = task.inputs[-1]
+    whole = arrays[leader.name]
+    if "class" in leader.dims:
+        whole = whole.rechunk({leader.dims.index("class"): -1})
+    chunks = dict(zip(leader.dims, whole.chunks, strict=True))
+    aligned = {}
+    for spec in task.inputs:
+        array = whole if spec is leader else arrays[spec.name]
+        wanted = tuple(chunks[dim] for dim in spec.dims)
+        if _unknown(array.chunks) or _unknown(wanted):
+            if array.numblocks != tuple(len(sizes) for sizes in wanted):
+                raise InvalidInput(
+                    f"chunks of unknown size cannot be lined up: {array.numblocks} blocks against {whole.numblocks} "
+                    f"of {leader.name}",
+                    spec.name,
+                    "Call compute_chunk_sizes() on both.",
+                )
+        elif array.chunks != wanted:
+            array = array.rechunk(wanted)
+        aligned[spec.name] = array
+    return aligned
+
+
+def reduce_states(
+    task: Task[Any],
+    step: Pass[Any],
+    arrays: Mapping[str, da.Array],
+    params: Any,
+    stats: Delayed | Mapping[str, Any],
+    resolution: float = 0.0,
+) -> Delayed:
+    """Lazy state of one pass over aligned arrays: a state per block, merged as a tree."""
+    boxes = _map(task, step.of, arrays, params, stats, resolution)
+    merged = _merge(boxes, tuple(range(boxes.ndim)))
+    return dask.delayed(_unbox)(merged.to_delayed().item())
+
+
+def map_scores(
+    task: Task[Any],
+    arrays: Mapping[str, da.Array],
+    params: Any,
+    stats: Delayed | Mapping[str, Any],
+    resolution: float = 0.0,
+) -> dict[str, da.Array]:
+    """Lazy outputs of a task over aligned arrays, chunked like them."""
+    chunks = dict(zip(task.dims, arrays[task.inputs[-1].name].chunks, strict=True))
+    predictions = arrays[task.input("probabilities").name].dtype
+    boxes = _map(task, task.score, arrays, params, stats, resolution)
+    outputs = {}
+    for spec in task.outputs:
+        parts = boxes
+        dropped = [i for i, dim in enumerate(task.dims) if dim not in spec.dims]
+        merged_over = tuple(i for i in dropped if boxes.numblocks[i] > 1)
+        if merged_over:
+            parts = _merge(boxes.map_blocks(_pick, spec.name, dtype=object, meta=boxes._meta), merged_over)
+        dtype = spec.score_dtype(predictions)
+        outputs[spec.name] = parts.map_blocks(
+            _open,
+            spec.name,
+            drop_axis=dropped,
+            chunks=tuple(chunks[dim] for dim in spec.dims),
+            dtype=dtype,
+            meta=np.empty((0,) * len(spec.dims), dtype),
+        )
+    return outputs
+
+
+def results_of(states: Mapping[str, Delayed]) -> Delayed | Mapping[str, Any]:
+    """Lazy mapping of each pass's name to its result."""
+    return dask.delayed(_results)(dict(states)) if states else {}
+
+
+def _map(
+    task: Task[Any],
+    function: Callable[[Block, Any, Mapping[str, Any]], Any],
+    arrays: Mapping[str, da.Array],
+    params: Any,
+    stats: Delayed | Mapping[str, Any],
+    resolution: float,
+) -> da.Array:
+    """A box per block with what `function(block, params, stats)` makes of it."""
+    names = [spec.name for spec in task.inputs]
+    missing = [tuple(i for i, dim in enumerate(task.dims) if dim not in spec.dims) for spec in task.inputs]
+    expanded = [
+        arrays[name].map_blocks(np.expand_dims, axes, new_axis=axes, dtype=arrays[name].dtype) if axes else arrays[name]
+        for name, axes in zip(names, missing, strict=True)
+    ]
+    leader = len(names) - 1
+
+    def run(*blocks: Array, stats: Mapping[str, Any], block_info: Any = None) -> Array:
+        parts = {name: block.squeeze(axes) for name, block, axes in zip(names, blocks, missing, strict=True)}
+        location = block_info[leader]["array-location"]
+        origin = {dim: int(start) for dim, (start, _) in zip(task.dims, location, strict=True) if start == start}
+        return _box(function(Block(parts, origin, resolution), params, stats), len(task.dims))
+
+    return da.map_blocks(
+        run,
+        *expanded,
+        stats=stats,
+        chunks=tuple((1,) * count for count in expanded[leader].numblocks),
+        dtype=object,
+        meta=np.empty((0,) * len(task.dims), object),
+    )
+
+
+def _merge(boxes: da.Array, axes: tuple[int, ...]) -> da.Array:
+    return da.reduction(
+        boxes,
+        chunk=_as_it_is,
+        combine=_merge_boxes,
+        aggregate=_merge_boxes,
+        axis=axes,
+        split_every=_SPLIT_EVERY,
+        concatenate=False,
+        keepdims=True,
+        dtype=object,
+        meta=boxes._meta,
+    )
+
+
+def _unknown(chunks: tuple[tuple[float, ...], ...]) -> bool:
+    return any(np.isnan(size) for sizes in chunks for size in sizes)
+
+
+def _box(value: Any, ndim: int) -> Array:
+    box = np.empty((1,) * ndim, object)
+    box[(0,) * ndim] = value
+    return box
+
+
+def _unbox(box: Array) -> Any:
+    return box.item()
+
+
+def _as_it_is(box: Array, axis: Any, keepdims: bool) -> Array:
+    return box
+
+
+def _merge_boxes(boxes: Any, axis: Any, keepdims: bool) -> Array:
+    flat = list(_flatten(boxes))
+    return _box(reduce(lambda left, right: left.merge(right), map(_unbox, flat)), flat[0].ndim)
+
+
+def _flatten(boxes: Any) -> Iterator[Array]:
+    if isinstance(boxes, list):
+        for inner in boxes:
+            yield from _flatten(inner)
+    else:
+        yield boxes
+
+
+def _pick(box: Array, name: str) -> Array:
+    return _box(box.item()[name], box.ndim)
+
+
+def _open(box: Array, name: str) -> Array:
+    value = box.item()
+    scores = value[name] if isinstance(value, dict) else value
+    return scores.result() if isinstance(scores, State) else scores
+
+
+def _results(states: Mapping[str, State]) -> dict[str, Any]:
+    return {name: state.result() for name, state in states.items()}

@@ -1,0 +1,82 @@
+"""Order statistics that merge: the k worst examples, and the histogram of the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labelqa_dask.core.task import Array
+
+
+@dataclass(frozen=True)
+class KWorst:
+    """The k lowest scores, lowest first, equal ones in row order; scores that are NaN are never among them.
+
+    Attributes
+    ----------
+    k : int
+    scores : (m,) float64, m <= k
+    rows : (m,) int64, row in the whole data
+    columns : mapping of str to (m,) array, carried along
+    """
+
+    k: int
+    scores: NDArray[np.float64]
+    rows: NDArray[np.int64]
+    columns: Mapping[str, Array] = field(default_factory=dict)
+
+    @staticmethod
+    def candidates(scores: NDArray[np.floating[Any]], k: int) -> NDArray[np.intp]:
+        """Indices of the k lowest of (n,) scores, in their order; O(n), however many are equal."""
+        indices = np.flatnonzero(~np.isnan(scores))
+        if k == 0:
+            return indices[:0]
+        if k < len(indices):
+            values = scores[indices]
+            cut = np.partition(values, k - 1)[k - 1]
+            below = indices[values < cut]
+            ties = indices[values == cut][: k - len(below)]
+            indices = np.concatenate([below, ties])
+        return indices[np.lexsort((indices, scores[indices]))]
+
+    def merge(self, other: Self) -> Self:
+        if len(self.rows) == 0 or len(other.rows) == 0:
+            return other if len(self.rows) == 0 else self
+        scores = np.concatenate([self.scores, other.scores])
+        rows = np.concatenate([self.rows, other.rows])
+        order = np.lexsort((rows, scores))[: self.k]
+        columns = {name: np.concatenate([values, other.columns[name]])[order] for name, values in self.columns.items()}
+        return type(self)(self.k, scores[order], rows[order], columns)
+
+    def result(self) -> Self:
+        return self
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of scores in [0, 1] in equal bins; a score on an edge belongs to the bin above, and 1 to the last.
+
+    Scores outside, by rounding, are counted in the nearest bin; NaN is not counted.
+    """
+
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, bins: int) -> Self:
+        return cls(np.zeros(bins, np.int64))
+
+    @classmethod
+    def of(cls, scores: NDArray[np.floating[Any]], bins: int) -> Self:
+        values = scores[~np.isnan(scores)]
+        index = np.clip((values * bins).astype(np.int64), 0, bins - 1)
+        return cls(np.bincount(index, minlength=bins).astype(np.int64))
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(self.counts + other.counts)
+
+    def result(self) -> NDArray[np.int64]:
+        return self.counts

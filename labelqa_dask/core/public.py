@@ -1,0 +1,120 @@
+"""One way in for NumPy, Dask and xarray: the methods' public functions hand their arrays to `run`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from labelqa_dask.core import blocks, graph
+from labelqa_dask.core.errors import InvalidInput
+from labelqa_dask.core.layout import ArrayInfo, check_layout
+from labelqa_dask.core.task import Task
+
+
+def run(
+    task: Task[Any], arrays: Mapping[str, Any], params: Any, *, rows: int | None = None, threads: int | None = None
+) -> dict[str, Any]:
+    """Score arrays of any kind.
+
+    Parameters
+    ----------
+    task : Task
+    arrays : mapping of str to array-like
+        One per input of the task. If any of them is lazy the outputs are; if any is an xarray object, so are they.
+    params : the task's parameters
+    rows, threads : int, optional
+        Examples per block and number of threads, for arrays in memory only.
+
+    Returns
+    -------
+    dict of str to array
+        One per output, of the kind of the inputs.
+    """
+    labelled = {spec.name: arrays[spec.name] for spec in task.inputs if isinstance(arrays[spec.name], xr.DataArray)}
+    names = _dim_names(task, labelled)
+    _check_coordinates(labelled)
+    plain = {
+        spec.name: _plain(arrays[spec.name], tuple(names[dim] for dim in spec.dims) if names else None)
+        for spec in task.inputs
+    }
+    check_layout(task, {name: ArrayInfo(array.shape, array.dtype, name) for name, array in plain.items()})
+    resolution = max((_resolution(array) for array in labelled.values()), default=0.0)
+    if any(isinstance(array, da.Array) for array in plain.values()):
+        outputs = _run_lazily(task, plain, params, resolution)
+    else:
+        stats: dict[str, Any] = {}
+        for step in task.passes(params):
+            stats[step.name] = blocks.reduce_arrays(step, plain, params, stats, resolution).result()
+        outputs = blocks.score_arrays(task, plain, params, stats, resolution, rows, threads)
+    return {spec.name: _relabel(spec.dims, outputs[spec.name], names, labelled) for spec in task.outputs}
+
+
+def _run_lazily(task: Task[Any], arrays: Mapping[str, Any], params: Any, resolution: float) -> dict[str, da.Array]:
+    lazy = {
+        name: array if isinstance(array, da.Array) else da.from_array(array, chunks=-1)
+        for name, array in arrays.items()
+    }
+    aligned = graph.align(task, lazy)
+    states: dict[str, Any] = {}
+    for step in task.passes(params):
+        states[step.name] = graph.reduce_states(task, step, aligned, params, graph.results_of(states), resolution)
+    return graph.map_scores(task, aligned, params, graph.results_of(states), resolution)
+
+
+def _dim_names(task: Task[Any], labelled: Mapping[str, xr.DataArray]) -> dict[str, str]:
+    """The user's name of each dimension of the task; empty where no input is an xarray object."""
+    names: dict[str, str] = {}
+    for spec in task.inputs:
+        array = labelled.get(spec.name)
+        if array is None:
+            continue
+        if array.ndim != len(spec.dims):
+            raise InvalidInput(f"must have {len(spec.dims)} dimensions, got {array.dims}", spec.name)
+        known = {dim for dim in names.values() if dim in array.dims}
+        free = iter([str(dim) for dim in array.dims if dim not in known])
+        for dim in spec.dims:
+            if names.get(dim) not in known:
+                if dim in names:
+                    raise InvalidInput(f"has no dimension {names[dim]!r}: its dimensions are {array.dims}", spec.name)
+                names[dim] = next(free)
+    return names
+
+
+def _check_coordinates(labelled: Mapping[str, xr.DataArray]) -> None:
+    try:
+        xr.align(*labelled.values(), join="exact", copy=False)
+    except ValueError as error:
+        raise InvalidInput(
+            f"their coordinates differ: {error}", " and ".join(labelled), "Select or sort them to the same examples."
+        ) from None
+
+
+def _plain(array: Any, dims: tuple[str, ...] | None) -> Any:
+    if isinstance(array, xr.DataArray):
+        return array.transpose(*dims).data if dims else array.data
+    if isinstance(array, da.Array):
+        return array
+    if hasattr(array, "to_dask_array"):
+        return array.to_dask_array()
+    return np.asarray(array)
+
+
+def _resolution(array: xr.DataArray) -> float:
+    return float(abs(array.encoding.get("scale_factor", 0.0)))
+
+
+def _relabel(dims: tuple[str, ...], values: Any, names: Mapping[str, str], labelled: Mapping[str, xr.DataArray]) -> Any:
+    if not labelled:
+        return values
+    kept = [names.get(dim, dim) for dim in dims]
+    coords = {
+        name: coord
+        for array in labelled.values()
+        for name, coord in array.coords.items()
+        if set(coord.dims) <= set(kept)
+    }
+    return xr.DataArray(values, dims=kept, coords=coords)

@@ -1,0 +1,69 @@
+"""What is known of the scores of some examples: a state that merges like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labelqa_dask.core.class_scores import ClassScores
+from labelqa_dask.core.kernels import Array
+from labelqa_dask.core.order import Histogram, KWorst
+
+HISTOGRAM_BINS = 100
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Number, sum and histogram of the examples' scores, scores per class, and the worst examples."""
+
+    examples: int
+    scored: int
+    total: float
+    histogram: Histogram
+    classes: ClassScores | None
+    worst: KWorst
+
+    @classmethod
+    def of(
+        cls,
+        scores: NDArray[np.floating[Any]],
+        first_row: int,
+        classes: ClassScores | None,
+        worst: int,
+        columns: Mapping[str, Array] = {},
+    ) -> Self:
+        """State of the (n,) scores of consecutive rows; `columns` are already limited to `candidates`."""
+        candidates = KWorst.candidates(scores, worst)
+        return cls(
+            len(scores),
+            int(np.count_nonzero(~np.isnan(scores))),
+            float(np.nansum(scores, dtype=np.float64)),
+            Histogram.of(scores, HISTOGRAM_BINS),
+            classes,
+            KWorst(worst, scores[candidates].astype(np.float64), (candidates + first_row).astype(np.int64), columns),
+        )
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(
+            self.examples + other.examples,
+            self.scored + other.scored,
+            self.total + other.total,
+            self.histogram.merge(other.histogram),
+            other.classes
+            if self.classes is None
+            else self.classes
+            if other.classes is None
+            else self.classes.merge(other.classes),
+            self.worst.merge(other.worst),
+        )
+
+    def result(self) -> Self:
+        return self
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.scored if self.scored else float("nan")

@@ -1,0 +1,222 @@
+"""Locations: one way to name, list, read and write objects on a disk, S3, Google Cloud or Azure.
+
+Everything that touches storage goes through here, with one configuration. Requests are retried with backoff by the
+store itself; what still fails raises an error that names the object.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import obstore
+from obstore import exceptions
+from obstore.store import ObjectStore, from_url
+from pydantic import BaseModel, ConfigDict
+
+from labelqa_dask.core.errors import InvalidConfig, StorageError
+
+SCHEMES = ("file", "s3", "gs", "az")
+
+
+class StorageOptions(BaseModel):
+    """How to reach an object store; credentials come from the environment, never from here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint_url: str | None = None
+    """Address of an S3-compatible store or of an emulator, such as a MinIO server."""
+    region: str | None = None
+    anonymous: bool = False
+    """Read public buckets without credentials."""
+    timeout_seconds: float = 60
+    """A request that takes longer is retried."""
+    retry_seconds: float = 180
+    """How long failing requests are retried before the run stops."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object below a location: its path there, and what tells whether it has changed."""
+
+    path: str
+    size: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Location:
+    """A URL and the options to reach it; small, immutable, and usable in every process it is sent to."""
+
+    url: str
+    options: StorageOptions = field(default_factory=StorageOptions)
+
+    @classmethod
+    def parse(cls, url: str | os.PathLike[str], options: StorageOptions | None = None) -> Location:
+        """A location from a path or URL.
+
+        Raises
+        ------
+        InvalidConfig
+            For a scheme that is not supported.
+        """
+        text = os.fspath(url)
+        scheme, separator, _ = text.partition("://")
+        if not separator:
+            text = "file://" + os.path.abspath(os.path.expanduser(text))
+        elif scheme not in SCHEMES:
+            raise InvalidConfig(
+                f"scheme {scheme!r} is not supported", text, f"Use a path, or one of {', '.join(SCHEMES)}://."
+            )
+        return cls(text.rstrip("/"), options or StorageOptions())
+
+    def __truediv__(self, path: str) -> Location:
+        return Location(f"{self.url}/{path}", self.options)
+
+    def __str__(self) -> str:
+        return self.local_path or self.url
+
+    @property
+    def local_path(self) -> str | None:
+        """The path on this machine's disk, if that is where it is."""
+        return self.url.removeprefix("file://") if self.url.startswith("file://") else None
+
+    @property
+    def parent(self) -> Location:
+        return Location(self.url.rpartition("/")[0], self.options)
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    @property
+    def store(self) -> ObjectStore:
+        """The store with this location as its root."""
+        return _open_store(self.url, self.options)
+
+    def create(self) -> None:
+        """Make the folder, where the store has folders."""
+        if self.local_path:
+            os.makedirs(self.local_path, exist_ok=True)
+
+    def exists(self) -> bool:
+        """Whether there is anything at or below this location."""
+        if self.local_path:
+            return os.path.exists(self.local_path)
+        return next(self.list(), None) is not None
+
+    def is_folder(self) -> bool:
+        """Whether there are objects below this location."""
+        if self.local_path:
+            return os.path.isdir(self.local_path)
+        return next(self.list(), None) is not None
+
+    def read(self, path: str) -> bytes:
+        """The content of an object."""
+        with self.errors_of(path):
+            return bytes(obstore.get(self.store, path).bytes())
+
+    def read_if_exists(self, path: str) -> bytes | None:
+        try:
+            return self.read(path)
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write an object whole: a reader sees the old one or the new one, never a part."""
+        with self.errors_of(path):
+            self.create()
+            obstore.put(self.store, path, content)
+
+    def list(self, prefix: str | None = None) -> Iterator[Entry]:
+        """Every object below this location, or below a path in it, in no particular order."""
+        if self.local_path and not os.path.isdir(self.local_path):
+            return
+        with self.errors_of(prefix or ""):
+            for batch in obstore.list(self.store, prefix, chunk_size=1000):
+                for item in batch:
+                    version = item["e_tag"] or f"{item['last_modified'].timestamp()}"
+                    yield Entry(item["path"], item["size"], version)
+
+    def children(self) -> list[str]:
+        """Names of the folders directly below this location."""
+        if self.local_path and not os.path.isdir(self.local_path):
+            return []
+        with self.errors_of(""):
+            found = obstore.list_with_delimiter(self.store)["common_prefixes"]
+        return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found)
+
+    def delete(self) -> None:
+        """Delete every object below this location."""
+        paths = [entry.path for entry in self.list()]
+        with self.errors_of(""):
+            for start in range(0, len(paths), 1000):
+                obstore.delete(self.store, paths[start : start + 1000])
+
+    def reader(self, path: str) -> Any:
+        """A file-like reader of an object, for ranged reads."""
+        with self.errors_of(path):
+            return obstore.open_reader(self.store, path)
+
+    @contextmanager
+    def errors_of(self, path: str) -> Iterator[None]:
+        """Turn errors of the store into ones that name the object."""
+        place = str(self / path) if path else str(self)
+        try:
+            yield
+        except StorageError:
+            raise
+        except (FileNotFoundError, exceptions.NotFoundError) as error:
+            raise MissingObject("does not exist", place) from error
+        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+            raise StorageError(
+                "access was denied",
+                place,
+                "Check the credentials in the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+                "or a role) and the policy of the bucket.",
+            ) from error
+        except (exceptions.BaseError, OSError) as error:
+            raise StorageError(_first_line(error), place, "Requests were retried until the deadline.") from error
+
+
+class MissingObject(StorageError, FileNotFoundError):
+    """An object that does not exist."""
+
+    __str__ = StorageError.__str__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@lru_cache(maxsize=64)
+def _open_store(url: str, options: StorageOptions) -> ObjectStore:
+    retry: Any = {
+        "max_retries": 12,
+        "retry_timeout": timedelta(seconds=options.retry_seconds),
+        "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
+    }
+    scheme = urlsplit(url).scheme
+    if scheme == "file":
+        path = url.removeprefix("file://")
+        if not os.path.isdir(path):
+            raise FileNotFoundError(path)
+        return obstore.store.LocalStore(path)
+    client: Any = {
+        "timeout": timedelta(seconds=options.timeout_seconds),
+        "allow_http": (options.endpoint_url or "").startswith("http://"),
+    }
+    config: dict[str, Any] = {}
+    if options.endpoint_url:
+        config["endpoint"] = options.endpoint_url
+    if options.region and scheme == "s3":
+        config["region"] = options.region
+    if options.anonymous:
+        config["skip_signature"] = True
+    return from_url(url, config=config, client_options=client, retry_config=retry)  # type: ignore[call-overload,no-any-return]

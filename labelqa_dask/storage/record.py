@@ -1,0 +1,220 @@
+"""The record of a run: versions, the manifest, one receipt per region, and statistics that outlive a crash.
+
+    OUT/latest.json               the newest complete version; written last; readers start here
+    OUT/v000001/                  what is published
+    OUT/v000001/_run/             manifest.json, stats/<pass>.npz, done/<region>.json, timings.json
+
+The record, not a future in some scheduler's memory, is what a run is: whatever it says is done is done, and the rest is
+done by running the same command again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Self, TypeVar, get_type_hints
+
+import numpy as np
+
+from labelqa_dask.core.errors import RunConflict, StorageError
+from labelqa_dask.core.summary import Summary
+from labelqa_dask.storage.location import Location
+
+Json = dict[str, Any]
+StateT = TypeVar("StateT")
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The commit of one region: written after its scores, and before anything counts on them."""
+
+    region: str
+    start: int
+    stop: int
+    manifest: str
+    checksum: str
+    summary: Summary
+
+    def to_json(self) -> bytes:
+        content = dict(_encode(self))
+        content["digest"] = _digest(content)
+        return dump_json(content)
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Self | None:
+        """The receipt, or None where the object is damaged."""
+        try:
+            fields_ = json.loads(content)
+            if fields_.pop("digest") != _digest(fields_):
+                return None
+            return _decode(cls, fields_)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version under OUT, complete or in the making."""
+
+    out: Location
+    name: str
+
+    @property
+    def location(self) -> Location:
+        return self.out / self.name
+
+    @property
+    def run(self) -> Location:
+        return self.location / "_run"
+
+    def manifest(self) -> Json | None:
+        """The manifest, or None where there is none that can be read."""
+        content = self.run.read_if_exists("manifest.json")
+        if content is None:
+            return None
+        try:
+            manifest: Json = json.loads(content)
+        except ValueError:
+            return None
+        return manifest if manifest.get("digest") == manifest_digest(manifest) else None
+
+    def write_manifest(self, manifest: Json) -> None:
+        self.run.write("manifest.json", dump_json(manifest))
+
+    def receipts(self, digest: str) -> dict[str, Receipt]:
+        """The valid receipts of a manifest, by region; listed once."""
+        done = self.run / "done"
+        paths = [entry.path for entry in done.list()]
+        with ThreadPoolExecutor(16) as pool:
+            read = pool.map(lambda path: Receipt.from_json(done.read(path)), paths)
+            return {receipt.region: receipt for receipt in read if receipt and receipt.manifest == digest}
+
+    def write_receipt(self, receipt: Receipt) -> None:
+        self.run.write(f"done/{receipt.region}.json", receipt.to_json())
+
+    def read_state(self, name: str, kind: type[StateT], digest: str) -> StateT | None:
+        """The state of a finished pass, or None where it is to be done."""
+        content = self.run.read_if_exists(f"stats/{name}.npz")
+        if content is None:
+            return None
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                if str(arrays["manifest"]) != digest:
+                    return None
+                return kind(**{f.name: _scalar(arrays[f.name]) for f in fields(kind)})  # type: ignore[arg-type]
+        except (ValueError, KeyError, OSError, EOFError):
+            return None
+
+    def write_state(self, name: str, state: Any, digest: str) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, manifest=np.array(digest), **{f.name: getattr(state, f.name) for f in fields(state)})
+        self.run.write(f"stats/{name}.npz", buffer.getvalue())
+
+    def publish(self, content: Json) -> None:
+        """Make this the version that readers find."""
+        self.out.write("latest.json", dump_json({"version": self.name, **content}))
+
+
+def latest(out: Location) -> Version | None:
+    """The newest complete version."""
+    content = out.read_if_exists("latest.json")
+    if content is None:
+        return None
+    try:
+        return Version(out, json.loads(content)["version"])
+    except (ValueError, KeyError, TypeError):
+        raise StorageError(
+            "is damaged", str(out / "latest.json"), 'Restore it: {"version": "v00000N"} with the last version.'
+        ) from None
+
+
+def unfinished(out: Location) -> Version | None:
+    """The version in the making, if there is one."""
+    complete = latest(out)
+    newer = [name for name in _version_names(out) if complete is None or name > complete.name]
+    return Version(out, newer[-1]) if newer else None
+
+
+def next_version(out: Location) -> Version:
+    names = _version_names(out)
+    return Version(out, f"v{int(names[-1][1:]) + 1 if names else 1:06d}")
+
+
+def _version_names(out: Location) -> list[str]:
+    return [name for name in out.children() if len(name) == 7 and name[0] == "v" and name[1:].isdigit()]
+
+
+# Parts of a manifest that say when and by what it was made, not what is to be computed.
+_CIRCUMSTANCES = ("created", "software", "digest")
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    return _digest({key: value for key, value in manifest.items() if key not in _CIRCUMSTANCES})
+
+
+def check_same(manifest: Json, planned: Json, where: str) -> None:
+    """Refuse to continue a run with other settings or inputs than it was begun with, naming what differs."""
+    then, now = (dict(_flatten({k: v for k, v in m.items() if k not in _CIRCUMSTANCES})) for m in (manifest, planned))
+    changes = [
+        f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key)
+    ]
+    if changes:
+        raise RunConflict(
+            "an unfinished run there was begun with other settings or inputs: " + "; ".join(changes),
+            where,
+            "Run it as it was begun to finish it, or add --fresh to discard it and start anew.",
+        )
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value
+
+
+def dump_json(content: Any) -> bytes:
+    """JSON for people and machines: indented, in the order given, exact floats, no NaN."""
+    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+# States and receipts as JSON, by their own type annotations.
+
+
+def _encode(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _encode(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, np.ndarray):
+        return {"dtype": "str" if value.dtype == object else value.dtype.str, "values": value.tolist()}
+    if isinstance(value, Mapping):
+        return {key: _encode(inner) for key, inner in value.items()}
+    return value
+
+
+def _decode(kind: Any, value: Any) -> Any:
+    if isinstance(value, dict) and value.keys() == {"dtype", "values"}:
+        return np.array(value["values"], dtype=object if value["dtype"] == "str" else np.dtype(value["dtype"]))
+    alternatives = [kind, *getattr(kind, "__args__", ())]
+    cls = next((a for a in alternatives if isinstance(a, type) and is_dataclass(a)), None)
+    if isinstance(value, dict) and cls is not None:
+        hints = get_type_hints(cls)
+        return cls(**{f.name: _decode(hints[f.name], value[f.name]) for f in fields(cls)})
+    if isinstance(value, dict):
+        return {key: _decode(None, inner) for key, inner in value.items()}
+    return value
+
+
+def _scalar(array: Any) -> Any:
+    return array.item() if array.ndim == 0 else array

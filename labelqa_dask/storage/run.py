@@ -1,0 +1,88 @@
+"""The reading side: open what a run has published."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import dask.dataframe as dd
+import pandas as pd
+import pyarrow.parquet as pq
+import xarray as xr
+from zarr.storage import ObjectStore as ZarrObjectStore
+
+from labelqa_dask.core.errors import StorageError
+from labelqa_dask.storage.location import Location, StorageOptions
+from labelqa_dask.storage.record import Version, latest
+
+
+@dataclass(frozen=True)
+class Run:
+    """A published version of an audit; everything is read when it is asked for."""
+
+    version: Version
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Counts, means, histogram and settings."""
+        content: dict[str, Any] = json.loads(self.version.location.read("summary.json"))
+        return content
+
+    @cached_property
+    def worst(self) -> pd.DataFrame:
+        """The worst examples, worst first."""
+        content = self.version.location.read("worst.parquet")
+        return pq.read_table(io.BytesIO(content)).to_pandas()
+
+    @cached_property
+    def scores(self) -> xr.Dataset | dd.DataFrame:
+        """The scores of every example, lazy: a Dataset over Dask arrays, or a Dask DataFrame."""
+        location = self.version.location
+        if self.summary["output"]["format"] == "zarr":
+            store = ZarrObjectStore((location / "scores.zarr").store, read_only=True)
+            return xr.open_zarr(store, consolidated=True)
+        scores = location / "scores"
+        parts = sorted(entry.path for entry in scores.list())
+
+        def read(path: str) -> pd.DataFrame:
+            return pq.read_table(io.BytesIO(scores.read(path))).to_pandas()
+
+        return dd.from_map(read, parts)
+
+    @property
+    def report(self) -> Location:
+        """Where the report is."""
+        return self.version.location / "report.html"
+
+
+def open_run(url: str | os.PathLike[str], storage: StorageOptions | None = None) -> Run:
+    """Open the newest published version of an audit.
+
+    Parameters
+    ----------
+    url : str or path
+        Where the audit was told to write: a path, or an s3://, gs:// or az:// URL.
+    storage : StorageOptions, optional
+        Endpoint and region, where they differ from the environment's.
+
+    Returns
+    -------
+    Run
+        With `scores` (xarray Dataset or Dask DataFrame, lazy), `worst` (pandas) and `summary` (dict).
+
+    Raises
+    ------
+    StorageError
+        Where nothing has been published.
+    """
+    out = Location.parse(url, storage)
+    version = latest(out)
+    if version is None:
+        raise StorageError(
+            "nothing has been published", str(out), "Run an audit with this output first, or let it finish."
+        )
+    return Run(version)

@@ -1,0 +1,123 @@
+"""Sinks: where a run's scores go, as a Zarr group or as Parquet parts.
+
+Every object is written whole by exactly one region, so writers need no locks and writing twice is harmless.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from zarr.storage import ObjectStore as ZarrObjectStore
+
+from labelqa_dask.core.kernels import Array
+from labelqa_dask.storage.location import Location
+
+
+@dataclass(frozen=True)
+class OutputArray:
+    """An array to be written: its name, dimensions, shape, type and the chunks it is written in."""
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...]
+
+
+class Sink(Protocol):
+    """Where scores go. `write_block` may be called for parts that cover whole chunks, `write_rows` once per region."""
+
+    def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None: ...
+    def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None: ...
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None: ...
+
+
+@dataclass(frozen=True)
+class ZarrSink:
+    """A Zarr group (format 3) that opens in plain xarray: one array per output, named dimensions."""
+
+    location: Location
+
+    def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
+        self.location.create()
+        with self.location.errors_of(""):
+            store = ZarrObjectStore(self.location.store)
+            group = zarr.open_group(store, mode="a", zarr_format=3, attributes=dict(attributes))
+            for output in outputs:
+                if output.name in group:
+                    continue
+                group.create_array(
+                    output.name,
+                    shape=output.shape,
+                    dtype="str" if output.dtype == object else output.dtype,
+                    chunks=output.chunks,
+                    dimension_names=output.dims,
+                    fill_value=np.nan if output.dtype.kind == "f" else None,
+                    config={"write_empty_chunks": True},
+                )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Consolidated metadata")
+                zarr.consolidate_metadata(store)
+
+    def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
+        with self.location.errors_of(name):
+            _open_for_writing(self.location, name)[index] = values
+
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
+        for name, values in columns.items():
+            self.write_block(name, (slice(start, start + len(values)),), values)
+
+
+@lru_cache(maxsize=32)
+def _open_for_writing(location: Location, name: str) -> Any:
+    store = ZarrObjectStore(location.store)
+    return zarr.open_array(store, path=name, mode="r+", config={"write_empty_chunks": True})
+
+
+@dataclass(frozen=True)
+class ParquetSink:
+    """One Parquet file per region, with a column for the row, the identifier where there is one, and each score."""
+
+    location: Location
+
+    def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
+        self.location.create()
+
+    def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
+        raise NotImplementedError(f"{name} has a value per pixel, which Parquet cannot hold; plan refuses this")
+
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
+        n = len(next(iter(columns.values())))
+        table = pa.table({"row": np.arange(start, start + n, dtype=np.int64), **columns})
+        self.location.write(f"part-{region}.parquet", parquet_bytes(table))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file; the same table gives the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def checksum(columns: Mapping[str, Array]) -> str:
+    """Digest of what arrays hold, whatever format they are written in."""
+    digest = sha256()
+    for name in sorted(columns):
+        values = columns[name]
+        digest.update(f"{name}{values.shape}{values.dtype}".encode())
+        if values.dtype == object:
+            for value in values.tolist():
+                digest.update(f"{len(value)}:{value}".encode())
+        else:
+            digest.update(np.ascontiguousarray(values).view(np.uint8).data)
+    return digest.hexdigest()[:32]

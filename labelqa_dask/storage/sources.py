@@ -1,0 +1,433 @@
+"""Sources: stored arrays that are read by rows, from Zarr groups and Parquet files.
+
+A source is opened once, where the run is planned, from metadata only. What a region needs of it (`rows`) is small
+enough to send to a worker, and is opened there.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+from zarr.storage import ObjectStore as ZarrObjectStore
+
+from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError, nearest
+from labelqa_dask.core.kernels import Array
+from labelqa_dask.storage.location import Location
+
+Index = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells whether stored data have changed: the objects they consist of, by name, size and version."""
+
+    objects: int
+    bytes: int
+    digest: str
+
+    @classmethod
+    def of(cls, entries: Sequence[tuple[str, int, str]]) -> Self:
+        text = json.dumps(sorted(entries))
+        return cls(len(entries), sum(size for _, size, _ in entries), hashlib.sha256(text.encode()).hexdigest()[:32])
+
+
+class Source(Protocol):
+    """A stored array whose first dimension are the examples.
+
+    Attributes
+    ----------
+    place : where it is, for people.
+    shape, dtype : of the whole array as it is read, after decoding.
+    chunks : elements that are read together, along each dimension; None along rows where they are irregular.
+    resolution : step of quantised values, else 0.
+    """
+
+    @property
+    def place(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def chunks(self) -> tuple[int | None, ...]: ...
+    @property
+    def resolution(self) -> float: ...
+
+    def rows(self, start: int, stop: int) -> Self:
+        """The part of the source that some rows need; indices stay those of the whole."""
+        ...
+
+    def row_bounds(self) -> NDArray[np.int64]:
+        """Where the rows of this part can be cut so that nothing is read twice, both ends included."""
+        ...
+
+    def read(self, index: Index) -> Array:
+        """Values at a slice along each dimension."""
+        ...
+
+    def fingerprint(self) -> Fingerprint: ...
+
+    def decode_bytes(self, block: Sequence[int]) -> int:
+        """Memory that reading a block of some shape takes at its peak, the result included."""
+        ...
+
+
+# -- Zarr ----------------------------------------------------------------------------------------------------------
+
+_CF_ATTRIBUTES = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
+_CHUNKS_IN_FLIGHT = 10
+
+
+@dataclass(frozen=True)
+class ZarrSource:
+    """An array of a Zarr group (format 2 or 3), decoded as its CF attributes say.
+
+    Only an explicit `_FillValue` or `missing_value` attribute marks missing values; the fill value of the Zarr array
+    is a value like any other.
+    """
+
+    location: Location
+    array: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...]
+    attributes: Mapping[str, Any]
+    stored: np.dtype[Any]
+    start: int
+    stop: int
+
+    @classmethod
+    def open(cls, location: Location, array: str | None, *, decode: bool) -> Self:
+        """Open an array by its name in a group; without a name, the location is the array, or holds only one."""
+        if not location.exists():
+            raise StorageError("does not exist", str(location), "Check the URI.")
+        path = array if array is not None else _only_array(location)
+        node = _open_zarr(location, path)
+        attributes = {key: node.attrs[key] for key in _CF_ATTRIBUTES if decode and key in node.attrs}
+        source = cls(
+            location,
+            path,
+            node.shape,
+            node.dtype,
+            node.shards or node.chunks,
+            attributes,
+            node.dtype,
+            0,
+            node.shape[0] if node.shape else 0,
+        )
+        decoded = (
+            source._decode(np.zeros((0,) * node.ndim, node.dtype)).dtype if node.dtype.kind in "iuf" else node.dtype
+        )
+        return replace(source, dtype=decoded)
+
+    @property
+    def place(self) -> str:
+        return str(self.location / self.array) if self.array else str(self.location)
+
+    @property
+    def resolution(self) -> float:
+        return abs(float(self.attributes.get("scale_factor", 0.0)))
+
+    def rows(self, start: int, stop: int) -> Self:
+        return replace(self, start=start, stop=stop)
+
+    def row_bounds(self) -> NDArray[np.int64]:
+        step = self.chunks[0]
+        inner = np.arange(-(-(self.start + 1) // step) * step, self.stop, step)
+        return np.concatenate([[self.start], inner, [self.stop]]).astype(np.int64)
+
+    def read(self, index: Index) -> Array:
+        with self.location.errors_of(self.array):
+            values = np.asarray(_open_zarr(self.location, self.array)[index])
+        return self._decode(values)
+
+    def fingerprint(self) -> Fingerprint:
+        found = self.location.list(self.array or None)
+        return Fingerprint.of([(entry.path, entry.size, entry.version) for entry in found])
+
+    def decode_bytes(self, block: Sequence[int]) -> int:
+        result = int(np.prod(block)) * self.dtype.itemsize
+        chunk = int(np.prod(self.chunks)) * self.stored.itemsize
+        in_flight = min(_CHUNKS_IN_FLIGHT, int(np.prod([-(-b // c) for b, c in zip(block, self.chunks, strict=True)])))
+        raw = int(np.prod(block)) * self.stored.itemsize if self.attributes else 0
+        return result + raw + 2 * chunk * in_flight
+
+    def _decode(self, values: Array) -> Array:
+        if not self.attributes:
+            return values
+        dims = [f"d{i}" for i in range(values.ndim)]
+        stored = xr.Dataset({"values": (dims, values, dict(self.attributes))})
+        return xr.decode_cf(stored)["values"].values
+
+
+@lru_cache(maxsize=32)
+def _open_zarr(location: Location, array: str) -> zarr.Array[Any]:
+    node = _open_node(location, array)
+    if not isinstance(node, zarr.Array):
+        names = [name for name, _ in node.arrays()]
+        raise InvalidConfig(
+            f"is a group, not an array; it holds {', '.join(names) or 'no arrays'}", str(location / array)
+        )
+    return node
+
+
+def _open_node(location: Location, path: str) -> Any:
+    with location.errors_of(path):
+        store = ZarrObjectStore(location.store, read_only=True)
+        try:
+            return zarr.open(store, path=path, mode="r")
+        except FileNotFoundError:
+            if path == "":
+                raise StorageError("is not a Zarr group or array", str(location), "Check the URI.") from None
+    parent, _, name = path.rpartition("/")
+    group = _open_node(location, parent)
+    known = [child for child, _ in group.members()] if isinstance(group, zarr.Group) else []
+    raise InvalidConfig(f"has no array {name!r}", str(location / parent if parent else location), nearest(name, known))
+
+
+def _only_array(location: Location) -> str:
+    node = _open_node(location, "")
+    if isinstance(node, zarr.Array):
+        return ""
+    names = [name for name, _ in node.arrays()]
+    if len(names) != 1:
+        raise InvalidConfig(
+            f"holds {len(names)} arrays ({', '.join(names)})" if names else "holds no array",
+            str(location),
+            "Name one with 'array:'.",
+        )
+    return names[0]
+
+
+# -- Parquet -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a Parquet file: its rows in the whole data set, and its size in memory."""
+
+    file: str
+    group: int
+    start: int
+    stop: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """One column, a list column, or several columns side by side, of Parquet files in the order of their names."""
+
+    location: Location
+    columns: tuple[str, ...]
+    groups: tuple[RowGroup, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    files: tuple[tuple[str, int, str], ...]
+
+    resolution = 0.0
+
+    @classmethod
+    def open(cls, location: Location, columns: Sequence[str], *, stack: bool) -> Self:
+        """Open files by a path, a folder or a pattern in the last part of the path, from their footers only.
+
+        `stack` puts several columns, or one column of lists, side by side as the second dimension.
+        """
+        folder, files = _find_files(location)
+        with ThreadPoolExecutor(16) as pool:
+            footers = list(pool.map(lambda file: _open_parquet(folder, *file), files))
+        groups: list[RowGroup] = []
+        row = 0
+        for (path, _, _), footer in zip(files, footers, strict=True):
+            _check_columns(folder / path, footer, footers[0], files[0][0], columns)
+            for number in range(footer.metadata.num_row_groups):
+                group = footer.metadata.row_group(number)
+                groups.append(RowGroup(path, number, row, row + group.num_rows, _column_bytes(group, columns)))
+                row += group.num_rows
+        value = footers[0].schema_arrow.field(columns[0]).type
+        shape: tuple[int, ...] = (row,)
+        if stack:
+            listed = _is_list(value)
+            shape = (row, _list_length(footers[0], columns[0]) if listed else len(columns))
+            value = value.value_type if listed else value
+        return cls(folder, tuple(columns), tuple(groups), shape, _numpy_type(value), tuple(files))
+
+    @property
+    def place(self) -> str:
+        names = sorted({group.file for group in self.groups})
+        where = self.location / names[0] if len(names) == 1 else self.location
+        shown = ", ".join(self.columns) if len(self.columns) <= 3 else f"{self.columns[0]} … {self.columns[-1]}"
+        return f"{where} [{shown}]"
+
+    @property
+    def chunks(self) -> tuple[int | None, ...]:
+        return (None, *self.shape[1:])
+
+    def rows(self, start: int, stop: int) -> Self:
+        groups = tuple(group for group in self.groups if group.start < stop and group.stop > start)
+        return replace(self, groups=groups, files=())
+
+    def row_bounds(self) -> NDArray[np.int64]:
+        return np.array([self.groups[0].start, *(group.stop for group in self.groups)], np.int64)
+
+    def read(self, index: Index) -> Array:
+        start, stop, _ = index[0].indices(self.shape[0])
+        needed = [group for group in self.groups if group.start < stop and group.stop > start]
+        parts = [self._read_group(group)[max(start - group.start, 0) : stop - group.start] for group in needed]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def fingerprint(self) -> Fingerprint:
+        return Fingerprint.of(self.files)
+
+    def decode_bytes(self, block: Sequence[int]) -> int:
+        result = int(np.prod(block)) * self.dtype.itemsize
+        return 2 * result + 2 * max((group.nbytes for group in self.groups), default=0)
+
+    def _read_group(self, group: RowGroup) -> Array:
+        place = str(self.location / group.file)
+        with self.location.errors_of(group.file):
+            table = pq.ParquetFile(self.location.reader(group.file)).read_row_group(
+                group.group, columns=[*self.columns]
+            )
+        for name in self.columns:
+            if table[name].null_count:
+                row = int(np.flatnonzero(table[name].is_null().to_numpy())[0])
+                raise InvalidInput(
+                    f"{name} is missing (null)", f"{place}, row {group.start + row:,}", "Fill it in, or drop the row."
+                )
+        if len(self.shape) == 1:
+            return _to_numpy(table[self.columns[0]])
+        if len(self.columns) > 1 or not _is_list(table[self.columns[0]].type):
+            stacked = np.empty((table.num_rows, len(self.columns)), self.dtype)
+            for j, name in enumerate(self.columns):
+                stacked[:, j] = _to_numpy(table[name])
+            return stacked
+        return self._unpack_lists(table[self.columns[0]], group, place)
+
+    def _unpack_lists(self, column: pa.ChunkedArray, group: RowGroup, place: str) -> Array:
+        k = self.shape[1]
+        parts = []
+        row = group.start
+        for chunk in column.chunks:
+            if not pa.types.is_fixed_size_list(chunk.type):
+                lengths = chunk.value_lengths().to_numpy(zero_copy_only=False)
+                if (lengths != k).any():
+                    bad = int(np.flatnonzero(lengths != k)[0])
+                    raise InvalidInput(
+                        f"list of {lengths[bad]} values where {k} were expected", f"{place}, row {row + bad:,}"
+                    )
+            parts.append(_to_numpy(chunk.flatten()).reshape(-1, k))
+            row += len(chunk)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _find_files(location: Location) -> tuple[Location, list[tuple[str, int, str]]]:
+    """The folder, and name, size and version of each file below it that the location names."""
+    if "*" in location.url or "?" in location.url:
+        folder, pattern = location.parent, location.name
+        if "*" in folder.url or "?" in folder.url:
+            raise InvalidConfig("patterns are supported in the last part of a path only", str(location))
+    elif location.name.endswith((".parquet", ".pq")) and not location.is_folder():
+        folder, pattern = location.parent, location.name
+    else:
+        folder, pattern = location, "*.parquet"
+    found = [
+        (entry.path, entry.size, entry.version)
+        for entry in folder.list()
+        if fnmatch.fnmatchcase(entry.path if folder == location else entry.path.partition("/")[0], pattern)
+        and not any(part.startswith(("_", ".")) for part in entry.path.split("/"))
+    ]
+    if not found:
+        raise StorageError("no Parquet files there", str(location), "Check the URI.")
+    return folder, sorted(found, key=lambda entry: _natural(entry[0]))
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    """Sort key that puts part.2 before part.10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
+
+
+@lru_cache(maxsize=256)
+def _open_parquet(folder: Location, path: str, size: int, version: str) -> pq.ParquetFile:
+    """The footer of a file, of the version that was listed."""
+    with folder.errors_of(path):
+        try:
+            return pq.ParquetFile(folder.reader(path))
+        except pa.ArrowInvalid as error:
+            raise StorageError(f"is not a Parquet file: {error}", str(folder / path)) from None
+
+
+def _check_columns(
+    place: Location, footer: pq.ParquetFile, first: pq.ParquetFile, first_path: str, columns: Sequence[str]
+) -> None:
+    schema = footer.schema_arrow
+    for name in columns:
+        if name not in schema.names:
+            raise InvalidConfig(f"has no column {name!r}", str(place), nearest(name, schema.names))
+        if schema.field(name).type != first.schema_arrow.field(name).type:
+            raise InvalidInput(
+                f"column {name!r} is {schema.field(name).type}, but {first.schema_arrow.field(name).type} in {first_path}",
+                str(place),
+                "Write all files with one schema.",
+            )
+
+
+def _column_bytes(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
+    wanted = set(columns)
+    parts = (group.column(i) for i in range(group.num_columns))
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.partition(".")[0] in wanted)
+
+
+def _list_length(footer: pq.ParquetFile, column: str) -> int:
+    """Length of the lists of a column, from the counts in the footer."""
+    value = footer.schema_arrow.field(column).type
+    if pa.types.is_fixed_size_list(value):
+        return int(value.list_size)
+    for number in range(footer.metadata.num_row_groups):
+        group = footer.metadata.row_group(number)
+        for i in range(group.num_columns):
+            part = group.column(i)
+            if part.path_in_schema.partition(".")[0] == column and group.num_rows:
+                return int(part.num_values // group.num_rows)
+    return 0
+
+
+def _is_list(value: pa.DataType) -> bool:
+    return bool(pa.types.is_list(value) or pa.types.is_large_list(value) or pa.types.is_fixed_size_list(value))
+
+
+def _numpy_type(value: pa.DataType) -> np.dtype[Any]:
+    if pa.types.is_dictionary(value):
+        value = value.value_type
+    try:
+        return np.dtype(value.to_pandas_dtype())
+    except NotImplementedError:
+        return np.dtype(object)
+
+
+def _to_numpy(values: pa.Array | pa.ChunkedArray) -> Array:
+    array: Array = values.to_numpy() if isinstance(values, pa.ChunkedArray) else values.to_numpy(zero_copy_only=False)
+    return array
+
+
+# -- identifiers ---------------------------------------------------------------------------------------------------
+
+
+def as_ids(values: Array) -> Array:
+    """Identifiers as int64, or as an object array of str."""
+    if values.dtype.kind in "iu":
+        return values.astype(np.int64)
+    return np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()], dtype=object)

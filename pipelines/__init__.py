@@ -1,0 +1,1 @@
+"""An audit by its stages: plan, estimate, score, select, publish. Plain functions; runs without Prefect."""

@@ -1,0 +1,136 @@
+"""A whole audit: the stages in turn, on a cluster that somebody else owns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from distributed import Client
+
+from labelqa_dask.storage.location import Location
+from labelqa_dask.storage.record import (
+    Json,
+    Version,
+    check_same,
+    dump_json,
+    latest,
+    manifest_digest,
+    next_version,
+    unfinished,
+)
+from labelqa_dask.storage.run import Run
+from pipelines.config import AuditConfig
+from pipelines.estimate import estimate
+from pipelines.plan import Plan, Resources, make_plan, software_versions
+from pipelines.publish import publish
+from pipelines.regions import Listener
+from pipelines.score import score
+from pipelines.select import select
+
+T = TypeVar("T")
+Call = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit came to: the published run, and whether it had been published before."""
+
+    run: Run
+    unchanged: bool
+    resumed: bool
+
+
+def run_stage(name: str, function: Callable[..., T], *args: Any) -> T:
+    """Run a stage here and now."""
+    return function(*args)
+
+
+def run_audit(
+    config: AuditConfig,
+    client: Client,
+    resources: Resources,
+    listener: Listener,
+    *,
+    fresh: bool = False,
+    call: Call = run_stage,
+) -> Audited:
+    """Run an audit, or finish one that was interrupted.
+
+    Parameters
+    ----------
+    config : AuditConfig
+    client : distributed.Client
+        Where regions are worked on.
+    resources : Resources
+        What its workers have.
+    listener : callable
+        Told of the progress of each stage.
+    fresh : bool
+        Discard an unfinished version, and make a new one even if nothing has changed since the last.
+    call : callable
+        Runs a stage, given its name, its function and arguments.
+
+    Raises
+    ------
+    LabelQAError
+        Nothing is published then; what was finished is kept and resumed.
+    """
+    plan: Plan = call("plan", make_plan, config, resources)
+    out = Location.parse(config.output.uri, config.storage)
+    planned = {**plan.manifest(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    planned |= {"software": software_versions(), "digest": manifest_digest(planned)}
+    published = latest(out)
+    version, resumed = open_version(out, planned, fresh=fresh)
+    if version == published:
+        return Audited(Run(version), unchanged=True, resumed=False)
+    manifest = version.manifest() or planned
+    digest = manifest["digest"]
+    timings: dict[str, float] = {}
+
+    def timed(name: str, function: Callable[..., T], *args: Any) -> T:
+        started = time.monotonic()
+        result: T = call(name, function, *args)
+        timings[name] = round(time.monotonic() - started, 3)
+        return result
+
+    if plan.task.passes(plan.params):
+        timed("estimate", estimate, plan, version, digest, client, listener)
+    attributes = {"task": plan.task.name, "params": manifest["params"], "labelqa_dask": manifest["labelqa_dask"]}
+    plan.sink(version.location).create(plan.outputs, attributes | ({"coordinates": "id"} if plan.ids else {}))
+    timed("score", score, plan, version, digest, client, listener)
+    selection = timed("select", select, plan, version, digest, client)
+    version.run.write("timings.json", dump_json({"seconds": timings, "resumed": resumed}))
+    timed("publish", publish, plan, version, manifest, selection)
+    return Audited(Run(version), unchanged=False, resumed=resumed)
+
+
+def open_version(out: Location, planned: Json, *, fresh: bool) -> tuple[Version, bool]:
+    """The version to work on, its manifest written, and whether it had been begun before.
+
+    Raises
+    ------
+    RunConflict
+        Where an unfinished version was begun with other settings or inputs.
+    """
+    begun = unfinished(out)
+    if begun is not None and fresh:
+        begun.location.delete()
+        begun = None
+    if begun is not None:
+        manifest = begun.manifest()
+        if manifest is not None:
+            check_same(manifest, planned, str(begun.location))
+            return begun, True
+        begun.write_manifest(planned)
+        return begun, False
+    published = latest(out)
+    if published is not None and not fresh:
+        manifest = published.manifest()
+        if manifest is not None and manifest["digest"] == planned["digest"]:
+            return published, False
+    version = next_version(out)
+    version.write_manifest(planned)
+    return version, False

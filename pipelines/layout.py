@@ -1,0 +1,134 @@
+"""How the rows are cut: regions, which are the unit of work and of resuming, and blocks, which bound the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labelqa_dask.core.task import Task
+from labelqa_dask.storage.sources import Source
+
+BLOCK_BYTES = 64 << 20
+REGION_BYTES = 512 << 20
+FEWEST_REGIONS = 32
+
+
+@dataclass(frozen=True)
+class Region:
+    """A range of rows; its name sorts in row order and names its receipt and its Parquet part."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Regions:
+    """All regions of a run: every `step` rows, or, where input files are cut irregularly, between `bounds`."""
+
+    rows: int
+    step: int
+    bounds: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1 if self.bounds else -(-self.rows // self.step)
+
+    def __getitem__(self, i: int) -> Region:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        name = f"{i:0{max(5, len(str(len(self) - 1)))}d}"
+        if self.bounds:
+            return Region(name, self.bounds[i], self.bounds[i + 1])
+        return Region(name, i * self.step, min((i + 1) * self.step, self.rows))
+
+    def __iter__(self) -> Iterator[Region]:
+        return (self[i] for i in range(len(self)))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The cut of a run's data.
+
+    Attributes
+    ----------
+    sizes : size of each dimension.
+    regions : the ranges of rows.
+    block : extent of a block along each dimension; `class` is always whole.
+    """
+
+    sizes: Mapping[str, int]
+    regions: Regions
+    block: Mapping[str, int]
+
+    def tiles(self) -> Iterator[dict[str, slice]]:
+        """Slices that cut an example into blocks; one that takes all of it where it is not cut."""
+        dims = [dim for dim in self.sizes if dim not in ("example", "class")]
+        cuts = [range(0, self.sizes[dim], self.block[dim]) for dim in dims]
+        for starts in product(*cuts):
+            yield {
+                dim: slice(start, min(start + self.block[dim], self.sizes[dim]))
+                for dim, start in zip(dims, starts, strict=True)
+            }
+
+
+def choose_layout(
+    task: Task[Any], sources: Mapping[str, Source], sizes: Mapping[str, int], *, regular: bool, region_rows: int | None
+) -> Layout:
+    """Cut the rows along the chunks of the largest input.
+
+    `regular` asks for regions of one length, as Zarr output needs; otherwise they follow the row groups of the files.
+    The cut depends on the input and the settings alone, never on the cluster.
+    """
+    leader = task.inputs[-1]
+    source = sources[leader.name]
+    n = sizes["example"]
+    chunk = {dim: c for dim, c in zip(leader.dims, source.chunks, strict=True) if c is not None}
+    irregular = "example" not in chunk
+    granule = int(np.diff(source.row_bounds()).max()) if irregular else min(chunk["example"], n)
+    tile = _choose_tile(task, sources, sizes, {**chunk, "example": granule})
+    row_bytes = block_bytes(task, sources, {**sizes, **tile, "example": 1})
+    block_rows = granule * max(1, BLOCK_BYTES // max(1, row_bytes * granule))
+    example_bytes = block_bytes(task, sources, {**sizes, "example": 1})
+    wanted = region_rows or min(-(-n // FEWEST_REGIONS), max(1, REGION_BYTES // max(1, example_bytes)))
+    block_rows = min(block_rows, -(-wanted // granule) * granule)
+    step = -(-wanted // block_rows) * block_rows
+    bounds = tuple(group_bounds(source.row_bounds(), wanted)) if irregular and not regular else None
+    block = {**sizes, **tile, "example": block_rows}
+    return Layout(dict(sizes), Regions(n, step, bounds), block)
+
+
+def block_bytes(task: Task[Any], sources: Mapping[str, Source], block: Mapping[str, int]) -> int:
+    """Bytes of the inputs of one block, decoded."""
+    return sum(
+        int(np.prod([block[dim] for dim in spec.dims])) * sources[spec.name].dtype.itemsize for spec in task.inputs
+    )
+
+
+def group_bounds(bounds: NDArray[np.int64], most: int) -> list[int]:
+    """Leave out bounds so that parts grow to at most `most` rows, where one part is not already longer."""
+    kept = [int(bounds[0])]
+    for previous, bound in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        if bound - kept[-1] > most and previous > kept[-1]:
+            kept.append(previous)
+    if bounds[-1] > kept[-1]:
+        kept.append(int(bounds[-1]))
+    return kept
+
+
+def _choose_tile(
+    task: Task[Any], sources: Mapping[str, Source], sizes: Mapping[str, int], chunk: Mapping[str, int]
+) -> dict[str, int]:
+    """Extent of a block along the dimensions after `example` and `class`: all of it, unless an example is too large."""
+    tile = {dim: size for dim, size in sizes.items() if dim not in ("example", "class")}
+    for dim in tile:
+        block = {**sizes, **tile, "example": chunk["example"]}
+        excess = block_bytes(task, sources, block) / BLOCK_BYTES
+        if excess > 1:
+            step = min(chunk[dim], tile[dim])
+            tile[dim] = step * max(1, int(tile[dim] / excess) // step)
+    return tile

@@ -1,0 +1,246 @@
+"""Stage 1, plan: from metadata alone, check that the inputs fit together and the run fits into memory."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from dask.utils import format_bytes
+
+from labelqa_dask.core.errors import InvalidConfig, InvalidInput
+from labelqa_dask.core.layout import ArrayInfo, check_layout
+from labelqa_dask.core.task import Task
+from labelqa_dask.storage.location import Location, StorageOptions
+from labelqa_dask.storage.record import Json
+from labelqa_dask.storage.sinks import OutputArray, ParquetSink, Sink, ZarrSink
+from labelqa_dask.storage.sources import ParquetSource, Source, ZarrSource
+from pipelines.config import AuditConfig, InputConfig
+from pipelines.layout import Layout, block_bytes, choose_layout
+
+# Measured: a worker process with every library imported and the kernels loaded.
+WORKER_BYTES = 360 << 20
+# Dask's nanny ends a worker at 95 % of its limit; some of the rest is left to the allocator.
+USABLE_SHARE = 0.85
+_SOFTWARE = ("labelqa-dask", "dask", "distributed", "numba", "numpy", "obstore", "pyarrow", "xarray", "zarr")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a worker has: threads, each with a region in hand, and memory in bytes."""
+
+    workers: int
+    threads_per_worker: int
+    memory_limit: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it starts: what is read, how it is cut, what is written, and what that takes."""
+
+    config: AuditConfig
+    task: Task[Any]
+    params: Any
+    sources: Mapping[str, Source]
+    ids: Source | None
+    layout: Layout
+    outputs: tuple[OutputArray, ...]
+    resources: Resources
+
+    @property
+    def resolution(self) -> float:
+        return max(source.resolution for source in self.sources.values())
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the inputs, decoded."""
+        return block_bytes(self.task, self.sources, self.layout.sizes)
+
+    @property
+    def passes(self) -> int:
+        """How often the inputs are read."""
+        return len(self.task.passes(self.params)) + 1
+
+    @property
+    def region_bytes(self) -> int:
+        """Peak memory of one region in hand: a block being read and decoded, its scores, and the region's rows."""
+        block = self.layout.block
+        reading = sum(
+            self.sources[spec.name].decode_bytes([block[dim] for dim in spec.dims]) for spec in self.task.inputs
+        )
+        scores = sum(
+            2 * output.dtype.itemsize * int(np.prod([block[dim] for dim in output.dims]))
+            for output in self.outputs
+            if output.dtype != object
+        )
+        rows = self.layout.regions.step * (8 * len(self.outputs) + (120 if self.ids else 0)) * 3
+        return reading + block_bytes(self.task, self.sources, block) // 4 + scores + rows
+
+    @property
+    def worker_bytes(self) -> int:
+        """Peak memory of a worker."""
+        return WORKER_BYTES + self.resources.threads_per_worker * self.region_bytes
+
+    def sink(self, location: Location) -> Sink:
+        if self.config.output.format == "zarr":
+            return ZarrSink(location / "scores.zarr")
+        return ParquetSink(location / "scores")
+
+    def manifest(self) -> Json:
+        """What is to be computed, from what, and how it is cut; two runs with equal manifests give equal bytes."""
+        regions = self.layout.regions
+        return {
+            "format": 1,
+            "task": self.task.name,
+            "params": self.params.model_dump(mode="json"),
+            "inputs": {
+                name: _describe_input(self.config.input[name], source)
+                for name, source in [*self.sources.items(), *([("ids", self.ids)] if self.ids else [])]
+            },
+            "output": {"format": self.config.output.format},
+            "select": self.config.select.model_dump(mode="json"),
+            "layout": {
+                "sizes": dict(self.layout.sizes),
+                "block": dict(self.layout.block),
+                "region_rows": regions.step,
+                "region_bounds": list(regions.bounds) if regions.bounds else None,
+            },
+            "labelqa_dask": version("labelqa-dask"),
+        }
+
+    def describe(self) -> list[tuple[str, str]]:
+        """The plan for people: pairs of a name and what it is."""
+        sizes, block, regions = self.layout.sizes, self.layout.block, self.layout.regions
+        rows = [("task", f"{self.task.name}: {_settings(self.params.model_dump())}")]
+        for name, source in self.sources.items():
+            shape = " × ".join(f"{size:,}" for size in source.shape)
+            rows.append((name, f"{source.place}\n{shape}, {source.dtype}"))
+        if self.ids:
+            rows.append(("ids", self.ids.place))
+        extent = " × ".join(f"{block[dim]:,} {dim}" for dim in sizes)
+        lengths = np.diff(regions.bounds).max() if regions.bounds else regions.step
+        return [
+            *rows,
+            ("output", f"{self.config.output.uri} ({self.config.output.format})"),
+            ("reads", f"{format_bytes(self.input_bytes)} in {self.passes} pass{'es' if self.passes > 1 else ''}"),
+            ("regions", f"{len(regions):,} of up to {lengths:,} examples"),
+            ("blocks", f"{extent} ({format_bytes(block_bytes(self.task, self.sources, block))})"),
+            (
+                "workers",
+                f"{self.resources.workers} × {self.resources.threads_per_worker} thread"
+                f"{'s' if self.resources.threads_per_worker > 1 else ''}, "
+                f"{format_bytes(self.resources.memory_limit)} each",
+            ),
+            ("peak memory", f"{format_bytes(self.worker_bytes)} per worker"),
+        ]
+
+
+def make_plan(config: AuditConfig, resources: Resources) -> Plan:
+    """Plan a run.
+
+    Raises
+    ------
+    InvalidConfig, InvalidInput, StorageError
+        Inputs that are missing or do not fit together, and a run that does not fit into the workers' memory.
+    """
+    task = config.method
+    params = task.params(**config.params)
+    sources = {spec.name: open_source(config.input[spec.name], spec.kind, config.storage) for spec in task.inputs}
+    infos = {name: ArrayInfo(source.shape, source.dtype, source.place) for name, source in sources.items()}
+    sizes = check_layout(task, infos)
+    sizes = {dim: sizes[dim] for dim in task.dims}
+    ids = open_source(config.input["ids"], "ids", config.storage) if "ids" in config.input else None
+    if ids and ids.shape != (sizes["example"],):
+        raise InvalidInput(
+            f"ids have shape {ids.shape}, but there are {sizes['example']:,} examples",
+            ids.place,
+            "Give one identifier per example.",
+        )
+    pixelwise = [spec.name for spec in task.outputs if len(spec.dims) > 2]
+    if config.output.format == "parquet" and pixelwise:
+        raise InvalidConfig(
+            f"{task.name} writes {' and '.join(pixelwise)}, a value per pixel, which Parquet cannot hold",
+            "output.format",
+            "Use format: zarr.",
+        )
+    regular = config.output.format == "zarr"
+    layout = choose_layout(task, sources, sizes, regular=regular, region_rows=config.output.region_rows)
+    plan = Plan(config, task, params, sources, ids, layout, _outputs(task, sources, ids, layout), resources)
+    if plan.worker_bytes > USABLE_SHARE * resources.memory_limit:
+        raise _does_not_fit(plan)
+    return plan
+
+
+def open_source(settings: InputConfig, kind: str, storage: StorageOptions) -> Source:
+    """Open one input."""
+    location = Location.parse(settings.uri, storage)
+    if settings.is_parquet:
+        columns = settings.columns or (settings.column or "",)
+        return ParquetSource.open(location, columns, stack=kind == "probabilities")
+    return ZarrSource.open(location, settings.array, decode=kind == "probabilities")
+
+
+def software_versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in _SOFTWARE}}
+
+
+def _outputs(
+    task: Task[Any], sources: Mapping[str, Source], ids: Source | None, layout: Layout
+) -> tuple[OutputArray, ...]:
+    predictions = sources[task.input("probabilities").name].dtype
+    outputs = []
+    for spec in task.outputs:
+        shape = tuple(layout.sizes[dim] for dim in spec.dims)
+        by_region = len(spec.dims) == 1
+        chunks = (layout.regions.step,) if by_region else tuple(layout.block[dim] for dim in spec.dims)
+        chunks = tuple(min(c, size) for c, size in zip(chunks, shape, strict=True))
+        outputs.append(OutputArray(spec.name, spec.dims, shape, spec.score_dtype(predictions), chunks))
+    if ids:
+        dtype = np.dtype(np.int64) if ids.dtype.kind in "iu" else np.dtype(object)
+        outputs.append(OutputArray("id", ("example",), ids.shape, dtype, (min(layout.regions.step, ids.shape[0]),)))
+    return tuple(outputs)
+
+
+def _does_not_fit(plan: Plan) -> InvalidConfig:
+    resources = plan.resources
+    room = USABLE_SHARE * resources.memory_limit - WORKER_BYTES
+    threads = int(room // plan.region_bytes)
+    remedies = [f"memory_limit of {format_bytes(int(plan.worker_bytes / USABLE_SHARE) + (1 << 20))}"]
+    if threads >= 1:
+        remedies.append(f"threads_per_worker of {threads}")
+    leader = plan.task.inputs[-1]
+    block = plan.layout.block
+    shrink = plan.region_bytes * resources.threads_per_worker / room if room > 0 else float("inf")
+    splittable = block["example"] > 1 and np.isfinite(shrink)
+    if splittable and block["example"] // shrink >= 1:
+        remedies.append(f"{leader.name} in chunks of {int(block['example'] // shrink):,} examples")
+    elif np.isfinite(shrink) and (inner := [dim for dim in leader.dims if dim not in ("example", "class")]):
+        side = int((shrink * (1 if block["example"] == 1 else 1 / block["example"])) ** (1 / len(inner))) + 1
+        extent = " × ".join(f"{max(1, block[dim] // side):,}" for dim in inner)
+        remedies.append(f"{leader.name} in chunks of 1 example and {extent} ({' × '.join(inner)})")
+    return InvalidConfig(
+        f"does not fit: a worker would need {format_bytes(plan.worker_bytes)} "
+        f"({format_bytes(plan.region_bytes)} for each of {resources.threads_per_worker} threads), "
+        f"but has {format_bytes(resources.memory_limit)}, of which {USABLE_SHARE:.0%} can be planned with",
+        "memory",
+        f"Any of these would fit: a {', or '.join(remedies)}.",
+    )
+
+
+def _describe_input(settings: InputConfig, source: Source) -> Json:
+    fingerprint = source.fingerprint()
+    return {
+        **settings.model_dump(mode="json", exclude_none=True),
+        "shape": list(source.shape),
+        "dtype": str(source.dtype),
+        "objects": fingerprint.objects,
+        "bytes": fingerprint.bytes,
+        "digest": fingerprint.digest,
+    }
+
+
+def _settings(params: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in params.items())

@@ -1,0 +1,102 @@
+"""Stage 5, publish: write what readers want, and last of all the pointer that lets them find it.
+
+What is published depends on the input and the settings alone: no clock, no name of a machine, no order of events.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from labelqa_dask.core.summary import HISTOGRAM_BINS, Summary
+from labelqa_dask.storage.record import Json, Version, dump_json
+from labelqa_dask.storage.sinks import parquet_bytes
+from pipelines.plan import Plan
+from pipelines.report import Preview, render_report
+from pipelines.select import Selection
+
+
+def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
+    """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
+    summary = _summary(plan, version, manifest, selection.summary)
+    worst = worst_table(plan, selection.summary)
+    location = version.location
+    location.write("worst.parquet", parquet_bytes(pa.Table.from_pandas(worst, preserve_index=False)))
+    classes = _classes_table(summary)
+    if classes is not None:
+        location.write("classes.parquet", parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False)))
+    location.write("summary.json", dump_json(summary))
+    location.write("report.html", render_report(summary, worst, _previews(selection)).encode())
+    version.publish({"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")})
+    return summary
+
+
+def worst_table(plan: Plan, summary: Summary) -> pd.DataFrame:
+    """The worst examples, worst first: row, id where there is one, score, and what the method says of each."""
+    columns = dict(summary.worst.columns)
+    table: dict[str, Any] = {"row": summary.worst.rows}
+    if "id" in columns:
+        table["id"] = columns.pop("id")
+    return pd.DataFrame({**table, plan.task.ranked_by: summary.worst.scores, **columns})
+
+
+def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> Json:
+    classes = None
+    if summary.classes is not None:
+        classes = {
+            "unit": plan.task.class_unit,
+            "count": summary.classes.count.tolist(),
+            "mean_score": [_number(mean) for mean in summary.classes.result().tolist()],
+            "names": None,
+        }
+    statistics = {}
+    for step in plan.task.passes(plan.params):
+        state = version.read_state(step.name, step.state, manifest["digest"])
+        statistics[step.name] = np.asarray(state.result()).tolist() if state is not None else None
+    return {
+        "task": plan.task.name,
+        "params": manifest["params"],
+        "examples": summary.examples,
+        "score": {
+            "name": plan.task.ranked_by,
+            "mean": _number(summary.mean),
+            "min": _number(summary.worst.scores[0]) if len(summary.worst.scores) else None,
+            "histogram": {"low": 0.0, "high": 1.0, "bins": HISTOGRAM_BINS, "counts": summary.histogram.counts.tolist()},
+        },
+        "classes": classes,
+        "statistics": statistics,
+        "worst": len(summary.worst.rows),
+        "inputs": manifest["inputs"],
+        "output": manifest["output"],
+        "regions": len(plan.layout.regions),
+        "software": manifest["software"],
+    }
+
+
+def _classes_table(summary: Json) -> pd.DataFrame | None:
+    classes = summary["classes"]
+    if classes is None:
+        return None
+    k = len(classes["count"])
+    per_class = {
+        name: values for name, values in summary["statistics"].items() if isinstance(values, list) and len(values) == k
+    }
+    scores = pd.array(classes["mean_score"], dtype="Float64")
+    return pd.DataFrame({"class": range(k), "count": classes["count"], "mean_score": scores, **per_class})
+
+
+def _previews(selection: Selection) -> list[Preview]:
+    worst = selection.summary.worst
+    ids = worst.columns["id"].tolist() if "id" in worst.columns else [None] * len(worst.rows)
+    return [
+        Preview(row, ids[i], float(worst.scores[i]), images.given, images.predicted, images.pixel_scores)
+        for i, (row, images) in enumerate(selection.previews)
+    ]
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,216 @@
+"""Work on regions: what a worker is sent, how it reads, and how many regions are under way at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+from dask.utils import format_bytes
+from distributed import Client, KilledWorker, as_completed
+from distributed.scheduler import NoValidWorkerError
+
+from labelqa_dask.core.errors import InvalidInput, LabelQAError, RunFailed
+from labelqa_dask.core.task import Block, Task, get_task
+from labelqa_dask.storage.record import Version
+from labelqa_dask.storage.sinks import Sink
+from labelqa_dask.storage.sources import Index, Source
+from pipelines.layout import Layout, Region, block_bytes, group_bounds
+from pipelines.plan import Plan
+
+ItemT = TypeVar("ItemT")
+MOST_PROBLEMS = 10
+_RETRIES = 2
+_REGIONS_PER_THREAD = 3
+
+
+@dataclass(frozen=True)
+class RegionJob:
+    """All that a worker needs for one region; statistics it reads from the run's record."""
+
+    task_name: str
+    params: Any
+    region: Region
+    sources: Mapping[str, Source]
+    ids: Source | None
+    layout: Layout
+    resolution: float
+    sink: Sink
+    version: Version
+    manifest: str
+    worst: int
+
+    @property
+    def task(self) -> Task[Any]:
+        return get_task(self.task_name)
+
+    @property
+    def nbytes(self) -> int:
+        """Decoded bytes of the region's inputs."""
+        rows = {**self.layout.sizes, "example": self.region.stop - self.region.start}
+        return block_bytes(self.task, self.sources, rows)
+
+    def row_blocks(self) -> list[slice]:
+        """Ranges of rows that are read together."""
+        start, stop = self.region.start, self.region.stop
+        bounds = self.sources[self.task.inputs[-1].name].row_bounds()
+        inside = bounds[(bounds > start) & (bounds < stop)]
+        cuts = group_bounds(np.array([start, *inside.tolist(), stop]), self.layout.block["example"])
+        return [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+
+    def read(self, rows: slice, tile: Mapping[str, slice]) -> tuple[Block, dict[str, slice]]:
+        """One block of every input, and where it lies along each dimension."""
+        where = {"example": rows, "class": slice(None), **tile}
+        arrays = {}
+        for spec in self.task.inputs:
+            index: Index = tuple(where[dim] for dim in spec.dims)
+            arrays[spec.name] = self.sources[spec.name].read(index)
+        origin = {dim: s.start for dim, s in where.items() if s.start is not None}
+        return Block(arrays, origin, self.resolution), where
+
+    def blocks(self) -> Iterator[Block]:
+        """Every block of the region, in order."""
+        for rows in self.row_blocks():
+            for tile in self.layout.tiles():
+                yield self.read(rows, tile)[0]
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Results of the passes that are finished."""
+        return _statistics(self.task_name, self.params, self.version, self.manifest)
+
+
+@lru_cache(maxsize=4)
+def _statistics(task_name: str, params: Any, version: Version, manifest: str) -> Mapping[str, Any]:
+    results = {}
+    for step in get_task(task_name).passes(params):
+        state = version.read_state(step.name, step.state, manifest)
+        if state is not None:
+            results[step.name] = state.result()
+    return results
+
+
+def make_job(plan: Plan, version: Version, manifest: str, region: Region) -> RegionJob:
+    """The job of one region: the parts of the sources that its rows need."""
+    start, stop = region.start, region.stop
+    return RegionJob(
+        plan.task.name,
+        plan.params,
+        region,
+        {name: source.rows(start, stop) for name, source in plan.sources.items()},
+        plan.ids.rows(start, stop) if plan.ids else None,
+        plan.layout,
+        plan.resolution,
+        plan.sink(version.location),
+        version,
+        manifest,
+        plan.config.select.worst,
+    )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Bad data in a region: a result, not an exception, so that it is not retried and the other regions go on."""
+
+    region: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is; what it was given, not what it guesses."""
+
+    stage: str
+    done: int
+    total: int
+    rows: int = 0
+    nbytes: int = 0
+    seconds: float = 0.0
+
+
+Listener = Callable[[Progress], None]
+
+
+class Meter:
+    """Tells listeners of a stage's progress."""
+
+    def __init__(self, stage: str, total: int, listener: Listener, done: int = 0) -> None:
+        self._stage, self._total, self._listener = stage, total, listener
+        self._done, self._rows, self._nbytes = done, 0, 0
+        self._started = time.monotonic()
+        self._tell()
+
+    def advance(self, regions: int, rows: int, nbytes: int) -> None:
+        self._done += regions
+        self._rows += rows
+        self._nbytes += nbytes
+        self._tell()
+
+    def _tell(self) -> None:
+        seconds = time.monotonic() - self._started
+        self._listener(Progress(self._stage, self._done, self._total, self._rows, self._nbytes, seconds))
+
+
+def in_flight(
+    client: Client, function: Callable[[ItemT], Any], items: Iterable[ItemT], plan: Plan
+) -> Iterator[tuple[ItemT, Any]]:
+    """Run a function on each item on the cluster; yields items with results as they complete.
+
+    A few items per thread are under way at a time, so neither the client nor the scheduler holds a graph that grows
+    with the data. Problems are collected: after ten of them no further items are begun, and all are raised in one error.
+    """
+    waiting = iter(items)
+    begun: dict[str, ItemT] = {}
+    running = as_completed(loop=client.loop)
+    problems: list[Problem] = []
+
+    def begin() -> None:
+        if len(problems) >= MOST_PROBLEMS:
+            return
+        width = max(2, _REGIONS_PER_THREAD * sum(client.nthreads().values()))
+        for item in islice(waiting, max(0, width - len(begun))):
+            future = client.submit(function, item, pure=False, retries=_RETRIES)
+            begun[future.key] = item
+            running.add(future)
+
+    begin()
+    for future in running:
+        item = begun.pop(future.key)
+        try:
+            result = future.result()
+        except (KilledWorker, NoValidWorkerError) as error:
+            raise RunFailed(
+                f"workers died again and again on one piece of work ({error})",
+                "cluster",
+                f"They probably ran out of memory: the plan was {format_bytes(plan.worker_bytes)} per worker. "
+                "Raise memory_limit, or lower threads_per_worker; finished regions are kept.",
+            ) from None
+        if isinstance(result, Problem):
+            problems.append(result)
+        else:
+            yield item, result
+        begin()
+    if problems:
+        raise _bad_data(problems)
+
+
+def guarded(job: RegionJob, work: Callable[[RegionJob], Any]) -> Any:
+    """Do the work of a region; bad data become a `Problem`."""
+    try:
+        return work(job)
+    except InvalidInput as error:
+        return Problem(job.region.name, str(error))
+
+
+def _bad_data(problems: list[Problem]) -> LabelQAError:
+    problems = sorted(problems, key=lambda problem: problem.region)
+    more = " (and perhaps more: the run stopped looking)" if len(problems) >= MOST_PROBLEMS else ""
+    listed = "".join(f"\n  region {problem.region}: {problem.message}" for problem in problems)
+    plural = "regions hold" if len(problems) > 1 else "region holds"
+    return InvalidInput(
+        f"{len(problems)} {plural} data that cannot be scored{more}; nothing was published:{listed}",
+        mend="\nMend the input and run again.",
+    )
