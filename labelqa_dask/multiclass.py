@@ -31,8 +31,16 @@ from pydantic import model_validator
 from labelqa_dask.core import public
 from labelqa_dask.core.class_scores import ClassScores
 from labelqa_dask.core.errors import InvalidInput
-from labelqa_dask.core.kernels import PROBABILITY_TOLERANCE, SUM_TOLERANCE, as_labels, as_predictions, inlined, kernel
-from labelqa_dask.core.task import Array, ArraySpec, Block, Params, Pass, Stats, Task
+from labelqa_dask.core.kernels import (
+    PROBABILITY_TOLERANCE,
+    SUM_TOLERANCE,
+    Array,
+    as_labels,
+    as_predictions,
+    inlined,
+    kernel,
+)
+from labelqa_dask.core.task import ArraySpec, Block, Params, Pass, Stats, Task
 
 Method = Literal["self_confidence", "normalized_margin", "confidence_weighted_entropy"]
 _METHODS = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
@@ -213,13 +221,13 @@ def _load(labels: Any, pred_probs: Any, i: int, sum_tolerance: float, row: Any) 
     """Copy example i into a row of float64; False where it is invalid."""
     k = len(row)
     total = 0.0
-    valid = True
+    bad = 0
     for j in range(k):
         p = np.float64(pred_probs[i, j])
-        valid &= (p >= -PROBABILITY_TOLERANCE) & (p <= 1 + PROBABILITY_TOLERANCE)
+        bad += not ((p >= -PROBABILITY_TOLERANCE) & (p <= 1 + PROBABILITY_TOLERANCE))
         total += p
         row[j] = p
-    return bool(valid & (abs(total - 1) <= sum_tolerance) & (labels[i] >= 0) & (labels[i] < k))
+    return bool((bad == 0) & (abs(total - 1) <= sum_tolerance) & (labels[i] >= 0) & (labels[i] < k))
 
 
 @kernel

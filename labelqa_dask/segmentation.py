@@ -21,10 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-import dask
-import dask.array as da
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -79,7 +76,9 @@ def get_label_quality_scores(
     -------
     image_scores : (n,) float64 array
     pixel_scores : (n, h, w) float array
-        float64 for float64 probabilities, else float32. Scores in [0, 1], lower = more likely wrong, of the kind of the inputs. Dask input computes nothing yet.
+        Of the type of the probabilities, float32 at least.
+
+    Scores lie in [0, 1], lower = more likely wrong, and are of the kind of the inputs. Dask input computes nothing yet.
 
     Raises
     ------
@@ -134,12 +133,7 @@ def issues_from_scores(image_scores: Any, pixel_scores: Any = None, threshold: f
         raise InvalidInput(f"threshold must be between 0 and 1, got {threshold}")
     if pixel_scores is not None:
         return pixel_scores < threshold
-    if isinstance(image_scores, xr.DataArray):
-        image_scores = image_scores.data
-    if isinstance(image_scores, da.Array):
-        indices = dask.delayed(_worst_images)(image_scores, threshold)
-        return da.from_delayed(indices, shape=(np.nan,), dtype=np.int64)
-    return _worst_images(np.asarray(image_scores), threshold)
+    return public.call(_worst_images, image_scores, threshold, dtype=np.int64)
 
 
 def _worst_images(image_scores: NDArray[np.floating[Any]], threshold: float) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ class InputConfig(_Settings):
     """A stored array: a Zarr array by its name in a group, or columns of Parquet files."""
 
     uri: str
-    """Path or URL of a Zarr group or array, or of Parquet files (a file, a folder, or a pattern such as part-*.parquet)."""
+    """Path or URL of a Zarr group or array, or of Parquet files: one, a folder, or a pattern such as part-*.parquet."""
     array: str | None = None
     """Zarr: name of the array in the group; not needed where there is only one."""
     column: str | None = None

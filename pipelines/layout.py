@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,7 @@ def block_bytes(task: Task[Any], sources: Mapping[str, Source], block: Mapping[s
 def group_bounds(bounds: NDArray[np.int64], most: int) -> list[int]:
     """Leave out bounds so that parts grow to at most `most` rows, where one part is not already longer."""
     kept = [int(bounds[0])]
-    for previous, bound in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+    for previous, bound in pairwise(bounds.tolist()):
         if bound - kept[-1] > most and previous > kept[-1]:
             kept.append(previous)
     if bounds[-1] > kept[-1]:

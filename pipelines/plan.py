@@ -184,6 +184,7 @@ def open_source(settings: InputConfig, kind: str, storage: StorageOptions) -> So
 
 
 def software_versions() -> dict[str, str]:
+    """What is installed here, by name."""
     return {"python": platform.python_version(), **{name: version(name) for name in _SOFTWARE}}
 
 

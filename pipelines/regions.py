@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -60,7 +60,7 @@ class RegionJob:
         bounds = self.sources[self.task.inputs[-1].name].row_bounds()
         inside = bounds[(bounds > start) & (bounds < stop)]
         cuts = group_bounds(np.array([start, *inside.tolist(), stop]), self.layout.block["example"])
-        return [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        return [slice(a, b) for a, b in pairwise(cuts)]
 
     def read(self, rows: slice, tile: Mapping[str, slice]) -> tuple[Block, dict[str, slice]]:
         """One block of every input, and where it lies along each dimension."""
@@ -121,14 +121,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is; what it was given, not what it guesses."""
+    """How far a stage is: regions done in all, and regions, rows, bytes and seconds of this session."""
 
     stage: str
     done: int
     total: int
-    rows: int = 0
-    nbytes: int = 0
-    seconds: float = 0.0
+    session_done: int
+    rows: int
+    nbytes: int
+    seconds: float
 
 
 Listener = Callable[[Progress], None]
@@ -139,7 +140,7 @@ class Meter:
 
     def __init__(self, stage: str, total: int, listener: Listener, done: int = 0) -> None:
         self._stage, self._total, self._listener = stage, total, listener
-        self._done, self._rows, self._nbytes = done, 0, 0
+        self._before, self._done, self._rows, self._nbytes = done, done, 0, 0
         self._started = time.monotonic()
         self._tell()
 
@@ -151,7 +152,8 @@ class Meter:
 
     def _tell(self) -> None:
         seconds = time.monotonic() - self._started
-        self._listener(Progress(self._stage, self._done, self._total, self._rows, self._nbytes, seconds))
+        session_done = self._done - self._before
+        self._listener(Progress(self._stage, self._done, self._total, session_done, self._rows, self._nbytes, seconds))
 
 
 def in_flight(
@@ -160,10 +162,10 @@ def in_flight(
     """Run a function on each item on the cluster; yields items with results as they complete.
 
     A few items per thread are under way at a time, so neither the client nor the scheduler holds a graph that grows
-    with the data. Problems are collected: after ten of them no further items are begun, and all are raised in one error.
+    with the data. Problems are collected; after ten of them no further items are begun, and one error lists them all.
     """
     waiting = iter(items)
-    begun: dict[str, ItemT] = {}
+    begun: dict[Any, ItemT] = {}
     running = as_completed(loop=client.loop)
     problems: list[Problem] = []
 

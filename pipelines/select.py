@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from distributed import Client
@@ -65,7 +64,7 @@ def _preview(job: RegionJob) -> ExampleImages | None:
 
 
 def _shrink(images: ExampleImages) -> ExampleImages:
-    """Small enough for a page: class maps by nearest neighbour, scores by the lowest, so that a small bad area stays."""
+    """Small enough for a page: class maps by nearest neighbour, scores by the lowest, so that small bad areas stay."""
     step = max(1, -(-max(images.given.shape) // PREVIEW_PIXELS))
     return ExampleImages(
         images.given[::step, ::step], images.predicted[::step, ::step], _lowest(images.pixel_scores, step)

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from labelqa_dask.core.task import Array, Block, Pass, State, Stats, Task
+from labelqa_dask.core.kernels import Array
+from labelqa_dask.core.task import Block, Pass, State, Stats, Task
 
 _BLOCK_BYTES = 8 << 20
 T = TypeVar("T")

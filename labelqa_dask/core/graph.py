@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
-from dask.delayed import Delayed
+from dask.delayed import Delayed, delayed
 
 from labelqa_dask.core.errors import InvalidInput
-from labelqa_dask.core.task import Array, Block, Pass, State, Task
+from labelqa_dask.core.kernels import Array
+from labelqa_dask.core.task import Block, Pass, State, Task
 
 _SPLIT_EVERY = 16
 
@@ -58,7 +58,7 @@ def reduce_states(
     """Lazy state of one pass over aligned arrays: a state per block, merged as a tree."""
     boxes = _map(task, step.of, arrays, params, stats, resolution)
     merged = _merge(boxes, tuple(range(boxes.ndim)))
-    return dask.delayed(_unbox)(merged.to_delayed().item())
+    return delayed(_unbox)(merged.to_delayed().item())
 
 
 def map_scores(
@@ -78,10 +78,11 @@ def map_scores(
         dropped = [i for i, dim in enumerate(task.dims) if dim not in spec.dims]
         merged_over = tuple(i for i in dropped if boxes.numblocks[i] > 1)
         if merged_over:
-            parts = _merge(boxes.map_blocks(_pick, spec.name, dtype=object, meta=boxes._meta), merged_over)
+            parts = _merge(da.map_blocks(_pick, boxes, spec.name, dtype=object, meta=boxes._meta), merged_over)
         dtype = spec.score_dtype(predictions)
-        outputs[spec.name] = parts.map_blocks(
+        outputs[spec.name] = da.map_blocks(
             _open,
+            parts,
             spec.name,
             drop_axis=dropped,
             chunks=tuple(chunks[dim] for dim in spec.dims),
@@ -93,7 +94,12 @@ def map_scores(
 
 def results_of(states: Mapping[str, Delayed]) -> Delayed | Mapping[str, Any]:
     """Lazy mapping of each pass's name to its result."""
-    return dask.delayed(_results)(dict(states)) if states else {}
+    return delayed(_results)(dict(states)) if states else {}
+
+
+def call_lazily(function: Callable[..., Array], *args: Any, dtype: Any) -> da.Array:
+    """One call of a function that makes a vector, of a length that is known when it is computed."""
+    return da.from_delayed(delayed(function)(*args), shape=(np.nan,), dtype=dtype, meta=np.empty(0, dtype))
 
 
 def _map(
@@ -108,7 +114,9 @@ def _map(
     names = [spec.name for spec in task.inputs]
     missing = [tuple(i for i, dim in enumerate(task.dims) if dim not in spec.dims) for spec in task.inputs]
     expanded = [
-        arrays[name].map_blocks(np.expand_dims, axes, new_axis=axes, dtype=arrays[name].dtype) if axes else arrays[name]
+        da.map_blocks(np.expand_dims, arrays[name], axes, new_axis=axes, dtype=arrays[name].dtype)
+        if axes
+        else arrays[name]
         for name, axes in zip(names, missing, strict=True)
     ]
     leader = len(names) - 1

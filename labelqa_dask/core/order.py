@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from labelqa_dask.core.task import Array
+from labelqa_dask.core.kernels import Array
 
 
 @dataclass(frozen=True)

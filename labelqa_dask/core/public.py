@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dask.array as da
@@ -44,13 +44,23 @@ def run(
     check_layout(task, {name: ArrayInfo(array.shape, array.dtype, name) for name, array in plain.items()})
     resolution = max((_resolution(array) for array in labelled.values()), default=0.0)
     if any(isinstance(array, da.Array) for array in plain.values()):
-        outputs = _run_lazily(task, plain, params, resolution)
+        outputs: Mapping[str, Any] = _run_lazily(task, plain, params, resolution)
     else:
         stats: dict[str, Any] = {}
         for step in task.passes(params):
             stats[step.name] = blocks.reduce_arrays(step, plain, params, stats, resolution).result()
         outputs = blocks.score_arrays(task, plain, params, stats, resolution, rows, threads)
     return {spec.name: _relabel(spec.dims, outputs[spec.name], names, labelled) for spec in task.outputs}
+
+
+def call(function: Callable[..., Any], values: Any, *args: Any, dtype: Any) -> Any:
+    """A function of a whole array that makes a vector: lazy where the array is."""
+    array = _plain(values, None)
+    return (
+        graph.call_lazily(function, array, *args, dtype=dtype)
+        if isinstance(array, da.Array)
+        else function(array, *args)
+    )
 
 
 def _run_lazily(task: Task[Any], arrays: Mapping[str, Any], params: Any, resolution: float) -> dict[str, da.Array]:

@@ -11,6 +11,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
@@ -173,7 +174,7 @@ class Task(ABC, Generic[ParamsT]):
 
     @abstractmethod
     def class_scores(self, block: Block, scores: Mapping[str, Any]) -> ClassScores | None:
-        """Counts and scores per class as labelled, from a block and its array outputs; None where labels are not classes."""
+        """Counts and scores per class as labelled, from a block and its outputs; None where labels are not classes."""
 
     def describe(self, block: Block, examples: NDArray[np.intp]) -> dict[str, Array]:
         """Further columns of the list of the worst, for some examples of a block."""
@@ -218,11 +219,8 @@ def _short(value: object, limit: int = 60) -> str:
 
 def task_names() -> list[str]:
     """Every method of the package: its public modules are the registry."""
-    import labelqa_dask
-
-    return sorted(
-        module.name for module in pkgutil.iter_modules(labelqa_dask.__path__) if module.name not in ("core", "storage")
-    )
+    modules = pkgutil.iter_modules([str(Path(__file__).parents[1])])
+    return sorted(module.name for module in modules if module.name not in ("core", "storage"))
 
 
 def get_task(name: str) -> Task[Any]:

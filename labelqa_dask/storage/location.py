@@ -109,13 +109,13 @@ class Location:
         """Whether there is anything at or below this location."""
         if self.local_path:
             return os.path.exists(self.local_path)
-        return next(self.list(), None) is not None
+        return next(self.entries(), None) is not None
 
     def is_folder(self) -> bool:
         """Whether there are objects below this location."""
         if self.local_path:
             return os.path.isdir(self.local_path)
-        return next(self.list(), None) is not None
+        return next(self.entries(), None) is not None
 
     def read(self, path: str) -> bytes:
         """The content of an object."""
@@ -134,7 +134,7 @@ class Location:
             self.create()
             obstore.put(self.store, path, content)
 
-    def list(self, prefix: str | None = None) -> Iterator[Entry]:
+    def entries(self, prefix: str | None = None) -> Iterator[Entry]:
         """Every object below this location, or below a path in it, in no particular order."""
         if self.local_path and not os.path.isdir(self.local_path):
             return
@@ -154,7 +154,7 @@ class Location:
 
     def delete(self) -> None:
         """Delete every object below this location."""
-        paths = [entry.path for entry in self.list()]
+        paths = [entry.path for entry in self.entries()]
         with self.errors_of(""):
             for start in range(0, len(paths), 1000):
                 obstore.delete(self.store, paths[start : start + 1000])
@@ -219,4 +219,4 @@ def _open_store(url: str, options: StorageOptions) -> ObjectStore:
         config["region"] = options.region
     if options.anonymous:
         config["skip_signature"] = True
-    return from_url(url, config=config, client_options=client, retry_config=retry)  # type: ignore[call-overload,no-any-return]
+    return from_url(url, config=config, client_options=client, retry_config=retry)  # type: ignore[call-overload]

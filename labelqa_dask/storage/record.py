@@ -88,7 +88,7 @@ class Version:
     def receipts(self, digest: str) -> dict[str, Receipt]:
         """The valid receipts of a manifest, by region; listed once."""
         done = self.run / "done"
-        paths = [entry.path for entry in done.list()]
+        paths = [entry.path for entry in done.entries()]
         with ThreadPoolExecutor(16) as pool:
             read = pool.map(lambda path: Receipt.from_json(done.read(path)), paths)
             return {receipt.region: receipt for receipt in read if receipt and receipt.manifest == digest}
@@ -135,16 +135,18 @@ def latest(out: Location) -> Version | None:
 def unfinished(out: Location) -> Version | None:
     """The version in the making, if there is one."""
     complete = latest(out)
-    newer = [name for name in _version_names(out) if complete is None or name > complete.name]
+    newer = [name for name in version_names(out) if complete is None or name > complete.name]
     return Version(out, newer[-1]) if newer else None
 
 
 def next_version(out: Location) -> Version:
-    names = _version_names(out)
+    """The version after the last one, complete or not."""
+    names = version_names(out)
     return Version(out, f"v{int(names[-1][1:]) + 1 if names else 1:06d}")
 
 
-def _version_names(out: Location) -> list[str]:
+def version_names(out: Location) -> list[str]:
+    """Names of all versions, oldest first."""
     return [name for name in out.children() if len(name) == 7 and name[0] == "v" and name[1:].isdigit()]
 
 
@@ -153,6 +155,7 @@ _CIRCUMSTANCES = ("created", "software", "digest")
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """Digest of what a manifest says is to be computed."""
     return _digest({key: value for key, value in manifest.items() if key not in _CIRCUMSTANCES})
 
 

@@ -46,7 +46,7 @@ class Run:
             store = ZarrObjectStore((location / "scores.zarr").store, read_only=True)
             return xr.open_zarr(store, consolidated=True)
         scores = location / "scores"
-        parts = sorted(entry.path for entry in scores.list())
+        parts = sorted(entry.path for entry in scores.entries())
 
         def read(path: str) -> pd.DataFrame:
             return pq.read_table(io.BytesIO(scores.read(path))).to_pandas()

@@ -156,7 +156,7 @@ class ZarrSource:
         return self._decode(values)
 
     def fingerprint(self) -> Fingerprint:
-        found = self.location.list(self.array or None)
+        found = self.location.entries(self.array or None)
         return Fingerprint.of([(entry.path, entry.size, entry.version) for entry in found])
 
     def decode_bytes(self, block: Sequence[int]) -> int:
@@ -346,7 +346,7 @@ def _find_files(location: Location) -> tuple[Location, list[tuple[str, int, str]
         folder, pattern = location, "*.parquet"
     found = [
         (entry.path, entry.size, entry.version)
-        for entry in folder.list()
+        for entry in folder.entries()
         if fnmatch.fnmatchcase(entry.path if folder == location else entry.path.partition("/")[0], pattern)
         and not any(part.startswith(("_", ".")) for part in entry.path.split("/"))
     ]
@@ -373,13 +373,13 @@ def _open_parquet(folder: Location, path: str, size: int, version: str) -> pq.Pa
 def _check_columns(
     place: Location, footer: pq.ParquetFile, first: pq.ParquetFile, first_path: str, columns: Sequence[str]
 ) -> None:
-    schema = footer.schema_arrow
+    schema, expected = footer.schema_arrow, first.schema_arrow
     for name in columns:
         if name not in schema.names:
             raise InvalidConfig(f"has no column {name!r}", str(place), nearest(name, schema.names))
-        if schema.field(name).type != first.schema_arrow.field(name).type:
+        if schema.field(name).type != expected.field(name).type:
             raise InvalidInput(
-                f"column {name!r} is {schema.field(name).type}, but {first.schema_arrow.field(name).type} in {first_path}",
+                f"column {name!r} is {schema.field(name).type}, but in {first_path} {expected.field(name).type}",
                 str(place),
                 "Write all files with one schema.",
             )

@@ -1,0 +1,144 @@
+"""The Prefect flow: an audit's stages as tasks with retries, on a cluster that lives as long as the flow.
+
+Tasks are coarse and take no arrays. The record of the run is the only memory between attempts, so nothing is cached by
+Prefect: a stage that is tried again resumes where its receipts end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from flows.cluster import open_cluster
+from flows.progress import every, progress_line
+from labelqa_dask.core.errors import InvalidConfig, InvalidInput, RunConflict, RunFailed
+from labelqa_dask.storage.run import Run
+from pipelines.audit import Audited, run_audit
+from pipelines.config import AuditConfig
+from pipelines.regions import Listener, Progress
+
+T = TypeVar("T")
+
+_RETRY_DELAYS: list[float] = [5, 30]
+_SECONDS_BETWEEN_UPDATES = 2.0
+_ROWS_IN_TABLE = 20
+_FINAL_ERRORS = (InvalidConfig, InvalidInput, RunConflict, RunFailed)
+
+_watching: ContextVar[Listener | None] = ContextVar("watching", default=None)
+_outcome: ContextVar[list[Audited] | None] = ContextVar("outcome", default=None)
+
+
+@flow(name="audit", persist_result=False)
+def audit(config: AuditConfig, fresh: bool = False) -> str:
+    """Score the labels of a stored data set, and publish the scores, the worst examples and a report.
+
+    Running it again with the same configuration finishes a run that was interrupted; `fresh` discards one.
+    Returns the location of the published version.
+    """
+    listener = _listeners(_progress_artifact(), _watching.get() or _log_progress(get_run_logger()))
+    with open_cluster(config) as (client, resources):
+        audited = run_audit(config, client, resources, listener, fresh=fresh, call=_as_task)
+    _publish_artifacts(audited.run)
+    outcome = _outcome.get()
+    if outcome is not None:
+        outcome.append(audited)
+    return str(audited.run.version.location)
+
+
+def run_flow(config: AuditConfig, listener: Listener, *, fresh: bool) -> Audited:
+    """Run the flow in this process, and tell a listener, such as a terminal, of its progress."""
+    outcome: list[Audited] = []
+    watching, receiving = _watching.set(listener), _outcome.set(outcome)
+    try:
+        audit(config, fresh=fresh)
+    finally:
+        _watching.reset(watching)
+        _outcome.reset(receiving)
+    return outcome[0]
+
+
+def _as_task(name: str, function: Callable[..., T], *args: Any) -> T:
+    """Run a stage as a Prefect task; its arguments stay in this process."""
+
+    def stage() -> T:
+        return function(*args)
+
+    run = task(
+        name=name,
+        cache_policy=NO_CACHE,
+        retries=len(_RETRY_DELAYS),
+        retry_delay_seconds=_RETRY_DELAYS,
+        retry_condition_fn=_is_worth_retrying,
+        persist_result=False,
+    )(stage)
+    return run()
+
+
+def _is_worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Bad data and bad settings stay bad; anything else may have been the network, a worker or a store."""
+    try:
+        state.result()
+    except _FINAL_ERRORS:
+        return False
+    except Exception:
+        return True
+    return False
+
+
+def _listeners(*listeners: Listener) -> Listener:
+    def tell(progress: Progress) -> None:
+        for listener in listeners:
+            listener(progress)
+
+    return tell
+
+
+def _progress_artifact() -> Listener:
+    artifacts: dict[str, Any] = {}
+
+    def tell(progress: Progress) -> None:
+        percent = 100.0 * progress.done / max(1, progress.total)
+        if progress.stage in artifacts:
+            update_progress_artifact(artifacts[progress.stage], progress=percent)
+        else:
+            key = f"audit-{progress.stage.replace(' ', '-').replace('_', '-')}"
+            artifacts[progress.stage] = create_progress_artifact(
+                progress=percent, key=key, description=f"{progress.stage}: {progress.total:,} regions"
+            )
+
+    return every(_SECONDS_BETWEEN_UPDATES, tell)
+
+
+def _log_progress(logger: logging.Logger | logging.LoggerAdapter[Any]) -> Listener:
+    return every(10.0, lambda progress: logger.info(progress_line(progress)))
+
+
+def _publish_artifacts(run: Run) -> None:
+    summary = run.summary
+    score = summary["score"]
+    lines = [
+        f"# {summary['task']}: {summary['examples']:,} examples",
+        "",
+        f"- mean {score['name']}: {score['mean']:.4f}" if score["mean"] is not None else "- nothing was scored",
+        f"- lowest: {score['min']:.4g}" if score["min"] is not None else "",
+        f"- settings: `{summary['params']}`",
+        f"- scores: `{run.version.location}`",
+        f"- report: `{run.report}`",
+    ]
+    create_markdown_artifact("\n".join(lines), key="audit-summary", description="What the audit found")
+    worst = run.worst.head(_ROWS_IN_TABLE)
+    rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in worst.to_dict("records")]
+    create_table_artifact(rows, key="audit-worst", description=f"The {len(rows)} worst examples, worst first")

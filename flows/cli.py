@@ -1,0 +1,249 @@
+"""The command line, `labelqa`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from labelqa_dask.core.errors import InvalidConfig, LabelQAError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from labelqa_dask.storage.location import Location
+    from pipelines.audit import Audited
+    from pipelines.config import AuditConfig
+
+FAILED, BAD_CONFIGURATION = 1, 2
+
+app = typer.Typer(
+    help="Find wrong labels in data sets too large for memory.\n\n"
+    "Try [bold]labelqa demo[/bold] first. Then write a configuration (see configs/ and [bold]labelqa schema[/bold]), "
+    "look at [bold]labelqa plan CONFIG[/bold], and [bold]labelqa run CONFIG[/bold]. "
+    "A run that was interrupted is finished by running it again.",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as those in configs/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Override a setting, such as params.temperature=0.2. Repeatable."),
+]
+Out = Annotated[
+    str, typer.Argument(metavar="OUT", help="The output of an audit: a path, a URL, or the CONFIG that it was run by.")
+]
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    settings: Overrides = None,
+    no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run without the Prefect server.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Discard an unfinished run; make a new version even if nothing changed.")
+    ] = False,
+) -> None:
+    """Run an audit, or finish one that was interrupted.
+
+    Scores, the worst examples, a summary and a report are published together as a new version under the output.
+    """
+    from flows.settings import load_config
+
+    audited = _audit(load_config(config, settings or ()), fresh=fresh, prefect=not no_prefect)
+    _tell_result(audited)
+
+
+@app.command()
+def plan(config: ConfigPath, settings: Overrides = None) -> None:
+    """Show what a run would read, how it is cut, and the memory it takes, without running it.
+
+    Reads metadata only. Exit status 2 where the run would not fit.
+    """
+    from flows.cluster import resources_of
+    from flows.settings import load_config
+    from pipelines.plan import make_plan
+
+    audit = load_config(config, settings or ())
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    for name, value in make_plan(audit, resources_of(audit)).describe():
+        table.add_row(name, value)
+    _print_table(table)
+
+
+@app.command()
+def demo(
+    task: Annotated[str, typer.Option(help="segmentation or multiclass.")] = "segmentation",
+    out: Annotated[Path, typer.Option(help="Folder for the data, the configuration and the results.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Which labels are corrupted, and how.")] = 0,
+) -> None:
+    """Audit real data whose labels were corrupted on purpose, and say how many of those were found.
+
+    Trains a real model on scikit-learn's handwritten digits, out of sample, and runs the whole audit on a local
+    cluster. Takes about a minute.
+    """
+    from flows import demo as demonstration
+    from flows.settings import load_config
+
+    demonstration.prepare_folder(out)
+    data = demonstration.make_data(task, seed, lambda line: console.print(f"[dim]{line}[/dim]", highlight=False))
+    console.print(data.story, highlight=False)
+    config = demonstration.write_demo(data, out)
+    console.print(f"\nThe configuration is {config}; the same run by hand:\n  labelqa run {config}\n", highlight=False)
+    audited = _audit(load_config(config), fresh=False, prefect=True)
+    console.print(f"\n[bold]{demonstration.verdict(data, audited.run)}[/bold]", highlight=False)
+    _tell_result(audited)
+
+
+@app.command()
+def status(out: Out) -> None:
+    """Show the versions of an output: which are published, and how far an unfinished one is."""
+    from flows.status import versions
+
+    table = Table("version", "state", "task", "examples", "begun", "took", box=None, padding=(0, 2, 0, 0))
+    rows = versions(_output(out))
+    if not rows:
+        raise LabelQAError("holds no audit", out, "Run one with this output first.")
+    for row in rows:
+        table.add_row(*row)
+    _print_table(table)
+
+
+@app.command()
+def top(out: Out, n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 20) -> None:
+    """Show the worst examples, worst first; as CSV where the output is not a terminal."""
+    worst = _open_run(out).worst.head(n)
+    if not console.is_terminal:
+        worst.to_csv(sys.stdout, index=False)
+        return
+    _print_table(_table_of(worst))
+
+
+@app.command()
+def report(
+    out: Out,
+    to: Annotated[Path | None, typer.Option(help="Save a copy of the report there.")] = None,
+) -> None:
+    """Say where the report of the newest version is, or save a copy of it."""
+    location = _open_run(out).report
+    if to is None and location.local_path is None:
+        to = Path("report.html")
+    if to is not None:
+        to.write_bytes(location.parent.read(location.name))
+    print(to or location)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the configuration, for editors and other tools."""
+    from pipelines.config import config_schema
+
+    print(json.dumps(config_schema(), indent=2))
+
+
+def main() -> None:
+    """Entry point: errors in one place, exit status 1 for a failed run and 2 for a bad configuration."""
+    try:
+        app(standalone_mode=True)
+    except LabelQAError as error:
+        errors.print("[bold red]error:[/bold red] ", end="")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(BAD_CONFIGURATION if isinstance(error, InvalidConfig) else FAILED)
+    except KeyboardInterrupt:
+        errors.print("Interrupted. What is finished is kept: run the same command again to go on.")
+        sys.exit(130)
+
+
+def _audit(config: AuditConfig, *, fresh: bool, prefect: bool) -> Audited:
+    from flows.terminal import show_progress
+
+    with show_progress(console) as listener:
+        if not prefect:
+            from flows.cluster import open_cluster
+            from pipelines.audit import run_audit
+
+            with open_cluster(config) as (client, resources):
+                return run_audit(config, client, resources, listener, fresh=fresh)
+        with _quiet_prefect():
+            from flows.audit import run_flow
+
+            return run_flow(config, listener, fresh=fresh)
+
+
+@contextmanager
+def _quiet_prefect() -> Iterator[None]:
+    """Prefect without telemetry and with the terminal left to our progress; its own logs still reach its server."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
+    yield
+
+
+def _tell_result(audited: Audited) -> None:
+    run = audited.run
+    summary = run.summary
+    if audited.unchanged:
+        console.print("Nothing has changed since this version was published. Use --fresh to score it again.")
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    score = summary["score"]
+    mean = "none" if score["mean"] is None else f"{score['mean']:.4f}, lowest {score['min']:.4g}"
+    table.add_row("examples", f"{summary['examples']:,}")
+    table.add_row(f"mean {score['name']}", mean)
+    table.add_row("scores", str(run.version.location))
+    table.add_row("report", str(run.report))
+    _print_table(table)
+
+
+def _output(out: str) -> Location:
+    """The location of an output, given itself or the configuration file that names it."""
+    from flows.settings import load_config
+    from labelqa_dask.storage.location import Location
+
+    if out.endswith((".yaml", ".yml")):
+        config = load_config(Path(out))
+        return Location.parse(config.output.uri, config.storage)
+    return Location.parse(out)
+
+
+def _open_run(out: str):  # type: ignore[no-untyped-def]
+    from labelqa_dask.storage.run import open_run
+
+    location = _output(out)
+    return open_run(location.url, location.options)
+
+
+def _table_of(frame: pd.DataFrame) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    formats: list[Callable[[object], str]] = []
+    for name in frame.columns:
+        number = frame[name].dtype.kind in "iuf"
+        table.add_column(str(name), justify="right" if number else "left")
+        formats.append((lambda value: f"{value:.4g}") if frame[name].dtype.kind == "f" else str)
+    for row in frame.itertuples(index=False):
+        table.add_row(*(form(value) for form, value in zip(formats, row, strict=True)))
+    return table
+
+
+def _print_table(table: Table) -> None:
+    """Print a table whole: where there is no terminal to fit, lines are as long as they need to be."""
+    console.print(table, width=None if console.is_terminal else 10_000, soft_wrap=not console.is_terminal)
+
+
+if __name__ == "__main__":
+    main()
