@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from labelqa_dask.core.errors import InvalidConfig, LabelQAError
@@ -35,7 +36,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-console = Console()
+# Where there is no terminal to fit, lines are as long as they need to be.
+console = Console(width=None if sys.stdout.isatty() else 1000)
 errors = Console(stderr=True)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as those in configs/.")]
@@ -78,11 +80,7 @@ def plan(config: ConfigPath, settings: Overrides = None) -> None:
     from pipelines.plan import make_plan
 
     audit = load_config(config, settings or ())
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    for name, value in make_plan(audit, resources_of(audit)).describe():
-        table.add_row(name, value)
-    _print_table(table)
+    _print_pairs(make_plan(audit, resources_of(audit)).describe())
 
 
 @app.command()
@@ -120,7 +118,7 @@ def status(out: Out) -> None:
         raise LabelQAError("holds no audit", out, "Run one with this output first.")
     for row in rows:
         table.add_row(*row)
-    _print_table(table)
+    console.print(table)
 
 
 @app.command()
@@ -130,7 +128,7 @@ def top(out: Out, n: Annotated[int, typer.Option("-n", min=1, help="How many.")]
     if not console.is_terminal:
         worst.to_csv(sys.stdout, index=False)
         return
-    _print_table(_table_of(worst))
+    console.print(_table_of(worst))
 
 
 @app.command()
@@ -199,15 +197,16 @@ def _tell_result(audited: Audited) -> None:
     summary = run.summary
     if audited.unchanged:
         console.print("Nothing has changed since this version was published. Use --fresh to score it again.")
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
     score = summary["score"]
     mean = "none" if score["mean"] is None else f"{score['mean']:.4f}, lowest {score['min']:.4g}"
-    table.add_row("examples", f"{summary['examples']:,}")
-    table.add_row(f"mean {score['name']}", mean)
-    table.add_row("scores", str(run.version.location))
-    table.add_row("report", str(run.report))
-    _print_table(table)
+    _print_pairs(
+        [
+            ("examples", f"{summary['examples']:,}"),
+            (f"mean {score['name']}", mean),
+            ("scores", str(run.version.location)),
+            ("report", str(run.report)),
+        ]
+    )
 
 
 def _output(out: str) -> Location:
@@ -240,9 +239,15 @@ def _table_of(frame: pd.DataFrame) -> Table:
     return table
 
 
-def _print_table(table: Table) -> None:
-    """Print a table whole: where there is no terminal to fit, lines are as long as they need to be."""
-    console.print(table, width=None if console.is_terminal else 10_000, soft_wrap=not console.is_terminal)
+def _print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
+    """Print names and values side by side; a value is never cut, so that paths can be copied."""
+    rows = list(pairs)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        first, *more = value.splitlines()
+        console.print(f"[bold]{name:<{width}}[/bold]  {escape(first)}", highlight=False, soft_wrap=True)
+        for line in more:
+            console.print(" " * (width + 2) + escape(line), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

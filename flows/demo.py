@@ -32,6 +32,7 @@ def prepare_folder(folder: Path) -> None:
 
 def write_demo(data: DemoData, folder: Path) -> Path:
     """Store the data as Zarr (images) or Parquet (tables), with a configuration that audits them; returns its path."""
+    folder = folder.resolve()
     stored = _write_zarr(data, folder) if data.labels.ndim > 1 else _write_parquet(data, folder)
     config = {
         "task": data.task,

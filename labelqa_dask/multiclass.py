@@ -279,7 +279,7 @@ def _normalized_margin(row: Any, label: int) -> float:
 def _confidence_weighted_entropy(row: Any, label: int) -> float:
     entropy = 0.0
     for j in range(len(row)):
-        if row[j] > 0:
+        if 0 < row[j] < 1:
             entropy -= row[j] * math.log(row[j])
     weighted = entropy / math.log(len(row)) / max(row[label], FLOOR)
     return math.log(weighted + 1) / max(weighted, FLOOR)

@@ -148,7 +148,7 @@ class Softmin:
 
     Attributes
     ----------
-    lowest : (n,) lowest score so far
+    lowest : (n,) lowest score so far; 2, above any score, while there is none
     weighted : (n,) sum of s * exp((lowest - s) / temperature)
     weight : (n,) sum of exp((lowest - s) / temperature)
     """
@@ -160,7 +160,7 @@ class Softmin:
 
     @classmethod
     def empty(cls, n: int, temperature: float) -> Self:
-        return cls(temperature, np.full(n, np.inf), np.zeros(n), np.zeros(n))
+        return cls(temperature, np.full(n, 2.0), np.zeros(n), np.zeros(n))
 
     def merge(self, other: Self) -> Self:
         lowest = np.minimum(self.lowest, other.lowest)
@@ -174,7 +174,8 @@ class Softmin:
         )
 
     def result(self) -> NDArray[np.float64]:
-        return self.weighted / self.weight
+        """Soft minimum per image (n,), NaN where no pixel was scored."""
+        return np.divide(self.weighted, self.weight, out=np.full(len(self.weight), np.nan), where=self.weight > 0)
 
 
 class Segmentation(Task[SegmentationParams]):
@@ -207,9 +208,11 @@ class Segmentation(Task[SegmentationParams]):
         return ClassScores.of(block["labels"], scores["pixel_scores"], block["pred_probs"].shape[1])
 
     def preview(self, block: Block) -> ExampleImages:
-        labels, pred_probs = block["labels"], block["pred_probs"]
-        given = np.take_along_axis(pred_probs, labels[:, None].astype(np.int64), axis=1)
-        return ExampleImages(labels[0].astype(np.int64), pred_probs[0].argmax(axis=0), given[0, 0])
+        labels, pred_probs = as_labels(block["labels"])[0], as_predictions(block["pred_probs"])[0]
+        predicted = np.empty(labels.shape, np.int64)
+        _predict(pred_probs, predicted, np.empty(labels.shape, pred_probs.dtype))
+        given = labels.astype(np.int64)
+        return ExampleImages(given, predicted, np.take_along_axis(pred_probs, given[None], axis=0)[0])
 
 
 TASK = Segmentation()
@@ -265,6 +268,18 @@ def _score(
         lowest[i] = scores.min()
         weighted[i], weight[i] = _softmin_sums(scores, lowest[i], temperature)
     return -1
+
+
+@kernel
+def _predict(pred_probs: Any, predicted: Any, highest: Any) -> None:
+    """Most probable class of each pixel of (k, h, w), the first of equal ones; read class by class, as it is stored."""
+    k, h, w = pred_probs.shape
+    for c in range(k):
+        for y in range(h):
+            for x in range(w):
+                if c == 0 or pred_probs[c, y, x] > highest[y, x]:
+                    predicted[y, x] = c
+                    highest[y, x] = pred_probs[c, y, x]
 
 
 @kernel

@@ -72,5 +72,5 @@ def _reduce_group(number: int, group: Group) -> State | Problem:
 
 def _reduce_region(number: int, job: RegionJob) -> State:
     step = job.task.passes(job.params)[number]
-    stats = job.statistics()
+    stats = job.statistics(passes=number)
     return reduce(lambda left, right: left.merge(right), (step.of(block, job.params, stats) for block in job.blocks()))

@@ -211,23 +211,23 @@ def _does_not_fit(plan: Plan) -> InvalidConfig:
     threads = int(room // plan.region_bytes)
     remedies = [f"memory_limit of {format_bytes(int(plan.worker_bytes / USABLE_SHARE) + (1 << 20))}"]
     if threads >= 1:
-        remedies.append(f"threads_per_worker of {threads}")
+        remedies.append(f"number of threads_per_worker of {threads}")
     leader = plan.task.inputs[-1]
     block = plan.layout.block
     shrink = plan.region_bytes * resources.threads_per_worker / room if room > 0 else float("inf")
     splittable = block["example"] > 1 and np.isfinite(shrink)
     if splittable and block["example"] // shrink >= 1:
-        remedies.append(f"{leader.name} in chunks of {int(block['example'] // shrink):,} examples")
+        remedies.append(f"copy of {leader.name} in chunks of {int(block['example'] // shrink):,} examples")
     elif np.isfinite(shrink) and (inner := [dim for dim in leader.dims if dim not in ("example", "class")]):
         side = int((shrink * (1 if block["example"] == 1 else 1 / block["example"])) ** (1 / len(inner))) + 1
         extent = " × ".join(f"{max(1, block[dim] // side):,}" for dim in inner)
-        remedies.append(f"{leader.name} in chunks of 1 example and {extent} ({' × '.join(inner)})")
+        remedies.append(f"copy of {leader.name} in chunks of 1 example and {extent} ({' × '.join(inner)})")
     return InvalidConfig(
         f"does not fit: a worker would need {format_bytes(plan.worker_bytes)} "
         f"({format_bytes(plan.region_bytes)} for each of {resources.threads_per_worker} threads), "
         f"but has {format_bytes(resources.memory_limit)}, of which {USABLE_SHARE:.0%} can be planned with",
         "memory",
-        f"Any of these would fit: a {', or '.join(remedies)}.",
+        f"It would fit with a {', or a '.join(remedies)}.",
     )
 
 

@@ -78,19 +78,24 @@ class RegionJob:
             for tile in self.layout.tiles():
                 yield self.read(rows, tile)[0]
 
-    def statistics(self) -> Mapping[str, Any]:
-        """Results of the passes that are finished."""
-        return _statistics(self.task_name, self.params, self.version, self.manifest)
+    def statistics(self, passes: int | None = None) -> Mapping[str, Any]:
+        """Results of the first passes, or of all."""
+        steps = self.task.passes(self.params)[:passes]
+        return {
+            step.name: _statistic(self.task_name, self.params, number, self.version, self.manifest)
+            for number, step in enumerate(steps)
+        }
 
 
-@lru_cache(maxsize=4)
-def _statistics(task_name: str, params: Any, version: Version, manifest: str) -> Mapping[str, Any]:
-    results = {}
-    for step in get_task(task_name).passes(params):
-        state = version.read_state(step.name, step.state, manifest)
-        if state is not None:
-            results[step.name] = state.result()
-    return results
+@lru_cache(maxsize=32)
+def _statistic(task_name: str, params: Any, number: int, version: Version, manifest: str) -> Any:
+    step = get_task(task_name).passes(params)[number]
+    state = version.read_state(step.name, step.state, manifest)
+    if state is None:
+        raise RunFailed(
+            f"the statistics of the pass {step.name!r} cannot be read", str(version.run), "Run the same command again."
+        )
+    return state.result()
 
 
 def make_job(plan: Plan, version: Version, manifest: str, region: Region) -> RegionJob:

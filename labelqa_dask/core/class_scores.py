@@ -39,7 +39,15 @@ class ClassScores:
 
 @kernel
 def _add(labels: Any, scores: Any, count: Any, total: Any) -> None:
+    """Sums of runs of one label stay in registers: neighbouring pixels mostly share theirs."""
+    label, run, run_total = 0, 0, 0.0
     for i in range(len(labels)):
+        if labels[i] != label:
+            count[label] += run
+            total[label] += run_total
+            label, run, run_total = labels[i], 0, 0.0
         if scores[i] == scores[i]:
-            count[labels[i]] += 1
-            total[labels[i]] += scores[i]
+            run += 1
+            run_total += scores[i]
+    count[label] += run
+    total[label] += run_total

@@ -7,6 +7,7 @@ element; boxes reduce as trees.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from typing import Any
@@ -17,6 +18,7 @@ from dask.delayed import Delayed, delayed
 
 from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.kernels import Array
+from labelqa_dask.core.layout import ArrayInfo, common_sizes
 from labelqa_dask.core.task import Block, Pass, State, Task
 
 _SPLIT_EVERY = 16
@@ -123,9 +125,14 @@ def _map(
 
     def run(*blocks: Array, stats: Mapping[str, Any], block_info: Any = None) -> Array:
         parts = {name: block.squeeze(axes) for name, block, axes in zip(names, blocks, missing, strict=True)}
-        location = block_info[leader]["array-location"]
-        origin = {dim: int(start) for dim, (start, _) in zip(task.dims, location, strict=True) if start == start}
-        return _box(function(Block(parts, origin, resolution), params, stats), len(task.dims))
+        location, chunk = (block_info[leader][key] for key in ("array-location", "chunk-location"))
+        starts = {dim: start for dim, (start, _) in zip(task.dims, location, strict=True)}
+        origin = {dim: int(start) for dim, start in starts.items() if not math.isnan(start)}
+        unknown = {dim: number for dim, number in zip(task.dims, chunk, strict=True) if dim not in origin}
+        common_sizes(
+            task, {name: ArrayInfo(part.shape, part.dtype, f"{name}, chunk {chunk}") for name, part in parts.items()}
+        )
+        return _box(function(Block(parts, origin, resolution, unknown), params, stats), len(task.dims))
 
     return da.map_blocks(
         run,

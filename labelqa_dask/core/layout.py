@@ -35,8 +35,6 @@ def check_layout(task: Task[Any], infos: Mapping[str, ArrayInfo]) -> dict[str, i
     InvalidInput
         Naming the array, its shape or type, and the mend.
     """
-    sizes: dict[str, int] = {}
-    first: dict[str, str] = {}
     for spec in task.inputs:
         info = infos[spec.name]
         _check_type(spec, info)
@@ -45,18 +43,9 @@ def check_layout(task: Task[Any], infos: Mapping[str, ArrayInfo]) -> dict[str, i
                 f"{spec.name} must have {len(spec.dims)} dimensions ({', '.join(spec.dims)}), got shape {info.shape}",
                 info.place,
             )
-        for dim, size in zip(spec.dims, info.shape, strict=True):
-            if math.isnan(size):
-                continue
-            if size == 0:
-                raise InvalidInput(f"{spec.name} is empty: its shape is {info.shape}", info.place)
-            if sizes.setdefault(dim, int(size)) != size:
-                raise InvalidInput(
-                    f"{spec.name} has {int(size):,} along {dim!r} but {first[dim]} has {sizes[dim]:,}",
-                    info.place,
-                    "Both must describe the same examples, in the same order.",
-                )
-            first.setdefault(dim, spec.name)
+        if 0 in info.shape:
+            raise InvalidInput(f"{spec.name} is empty: its shape is {info.shape}", info.place)
+    sizes = common_sizes(task, infos)
     if sizes.get("class", 2) < 2:
         place = infos[task.input("probabilities").name].place
         raise InvalidInput(
@@ -64,6 +53,25 @@ def check_layout(task: Task[Any], infos: Mapping[str, ArrayInfo]) -> dict[str, i
             place,
             "For a binary model that stores one probability p, stack 1 - p and p along the class axis.",
         )
+    return sizes
+
+
+def common_sizes(task: Task[Any], infos: Mapping[str, ArrayInfo]) -> dict[str, int]:
+    """The size of each dimension, unknown ones left out; refused where the inputs differ."""
+    sizes: dict[str, int] = {}
+    first: dict[str, str] = {}
+    for spec in task.inputs:
+        info = infos[spec.name]
+        for dim, size in zip(spec.dims, info.shape, strict=True):
+            if math.isnan(size):
+                continue
+            if sizes.setdefault(dim, int(size)) != size:
+                raise InvalidInput(
+                    f"{spec.name} has {int(size):,} along {dim!r} but {first[dim]} has {sizes[dim]:,}",
+                    info.place,
+                    "Both must describe the same examples, in the same order.",
+                )
+            first.setdefault(dim, spec.name)
     return sizes
 
 

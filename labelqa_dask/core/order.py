@@ -72,7 +72,8 @@ class Histogram:
     @classmethod
     def of(cls, scores: NDArray[np.floating[Any]], bins: int) -> Self:
         values = scores[~np.isnan(scores)]
-        index = np.clip((values * bins).astype(np.int64), 0, bins - 1)
+        inner_edges = (np.arange(1, bins) / bins).astype(values.dtype)
+        index = np.searchsorted(inner_edges, values, side="right")
         return cls(np.bincount(index, minlength=bins).astype(np.int64))
 
     def merge(self, other: Self) -> Self:

@@ -75,6 +75,8 @@ class Block:
         One array per input of the task, equal in extent along shared dimensions.
     origin : mapping of str to int
         Index in the whole data of the block's first element along each dimension.
+    chunk : mapping of str to int
+        Number of the block along dimensions where its origin is not known.
     resolution : float
         Step of quantised probabilities (0 where they were stored as floats); widens the check of row sums.
     """
@@ -82,13 +84,19 @@ class Block:
     arrays: Mapping[str, Array]
     origin: Mapping[str, int] = field(default_factory=dict)
     resolution: float = 0.0
+    chunk: Mapping[str, int] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Array:
         return self.arrays[name]
 
     def where(self, name: str, **index: int) -> str:
         """Name an element of the whole data by its index in this block."""
-        places = (f"{dim} {i + self.origin.get(dim, 0):,}" for dim, i in index.items())
+        places = (
+            f"{dim} {i:,} of chunk {self.chunk[dim]:,}"
+            if dim in self.chunk
+            else f"{dim} {i + self.origin.get(dim, 0):,}"
+            for dim, i in index.items()
+        )
         return ", ".join([name, *places])
 
 

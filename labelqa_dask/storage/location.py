@@ -6,6 +6,7 @@ store itself; what still fails raises an error that names the object.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -159,10 +160,10 @@ class Location:
             for start in range(0, len(paths), 1000):
                 obstore.delete(self.store, paths[start : start + 1000])
 
-    def reader(self, path: str) -> Any:
+    def reader(self, path: str) -> RangeReader:
         """A file-like reader of an object, for ranged reads."""
         with self.errors_of(path):
-            return obstore.open_reader(self.store, path)
+            return RangeReader(self, path, obstore.head(self.store, path)["size"])
 
     @contextmanager
     def errors_of(self, path: str) -> Iterator[None]:
@@ -183,6 +184,35 @@ class Location:
             ) from error
         except (exceptions.BaseError, OSError) as error:
             raise StorageError(_first_line(error), place, "Requests were retried until the deadline.") from error
+
+
+class RangeReader(io.RawIOBase):
+    """An object as a file that can be sought in: each read is one request for just that range."""
+
+    def __init__(self, location: Location, path: str, size: int) -> None:
+        self._location, self._path, self._size, self._at = location, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1, /) -> Any:
+        start, stop = self._at, self._size if size < 0 else min(self._at + size, self._size)
+        if start >= stop:
+            return b""
+        with self._location.errors_of(self._path):
+            content = obstore.get_range(self._location.store, self._path, start=start, end=stop)
+        self._at = stop
+        return content
 
 
 class MissingObject(StorageError, FileNotFoundError):

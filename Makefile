@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test test-slow check lint types bench constraints clean
+
+demo: $(VENV)/.installed  ## set up, then audit real data with corrupted labels
+	$(BIN)/labelqa demo
+
+test: $(VENV)/.installed-dev  ## set up, then run the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
+
+check: lint types test  ## all that must hold before a change lands
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev  ## print the tables of benchmarks/README.md
+	$(BIN)/python -m benchmarks
+
+constraints:  ## pin what a fresh environment resolves to
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet '.[dev]'
+	{ echo '# Made by "make constraints": the versions that the tests run with.'; \
+	  build/constraints/bin/python -m pip freeze --exclude labelqa-dask; } > constraints.txt
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build demo

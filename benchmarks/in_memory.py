@@ -1,0 +1,72 @@
+"""Scores of arrays in memory against cleanlab, on the same arrays, and against the floor that memory sets.
+
+The floor is the bytes that must move (each prediction and label read once, each score written once) over the rate at
+which this machine's cores read memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cleanlab.rank
+import cleanlab.segmentation.rank
+import numpy as np
+from rich.table import Table
+
+from benchmarks.measure import in_turn, read_bandwidth
+from labelqa_dask import multiclass, segmentation
+
+Case = tuple[str, Callable[[], Any], Callable[[], Any], int, float]
+
+
+def multiclass_cases(n: int = 2_000_000, k: int = 10) -> Iterator[Case]:
+    """Every method on n examples of k classes, float64."""
+    rng = np.random.default_rng(0)
+    labels, pred_probs = rng.integers(0, k, n), rng.dirichlet(np.ones(k), n)
+    nbytes = pred_probs.nbytes + labels.nbytes + 8 * n
+    for method in ("self_confidence", "normalized_margin", "confidence_weighted_entropy"):
+        for adjust in (False, True) if method != "confidence_weighted_entropy" else (False,):
+            settings: dict[str, Any] = {"method": method, "adjust_pred_probs": adjust}
+            yield (
+                f"multiclass {method}{' adjusted' if adjust else ''}",
+                lambda s=settings: multiclass.get_label_quality_scores(labels, pred_probs, **s),
+                lambda s=settings: cleanlab.rank.get_label_quality_scores(labels, pred_probs, **s),
+                nbytes * (2 if adjust else 1),
+                5,
+            )
+
+
+def segmentation_cases(n: int = 100, k: int = 21, side: int = 256) -> Iterator[Case]:
+    """Softmin of n images: labels that change from pixel to pixel, and labels in areas, as real ones are."""
+    rng = np.random.default_rng(0)
+    pred_probs = rng.random((n, k, side, side), dtype=np.float32)
+    pred_probs /= pred_probs.sum(axis=1, keepdims=True)
+    coarse = rng.integers(0, k, (n, side // 32, side // 32))
+    for kind, labels in (
+        ("random labels", rng.integers(0, k, (n, side, side))),
+        ("areas", coarse.repeat(32, axis=1).repeat(32, axis=2)),
+    ):
+        yield (
+            f"segmentation softmin, {kind}",
+            lambda given=labels: segmentation.get_label_quality_scores(given, pred_probs),
+            lambda given=labels: cleanlab.segmentation.rank.get_label_quality_scores(given, pred_probs, verbose=False),
+            pred_probs.nbytes + labels.nbytes + labels.size * 4,
+            2,
+        )
+
+
+def table() -> Table:
+    """Ratios to cleanlab and to the floor."""
+    bandwidth = read_bandwidth()
+    result = Table("in memory", "ours", "cleanlab", "ratio", "target", "× the floor")
+    for cases in (multiclass_cases, segmentation_cases):
+        for name, ours, theirs, nbytes, target in cases():
+            pairs = in_turn(ours, theirs)
+            mine, other = pairs.median
+            floor = mine / (nbytes / bandwidth)
+            result.add_row(
+                name, f"{mine:.3f} s", f"{other:.3f} s", f"{pairs.ratio:.1f}", f"≥ {target:g}", f"{floor:.1f}"
+            )
+    result.caption = f"floor: bytes read and written once at {bandwidth / 1e9:.1f} GB/s"
+    return result

@@ -1,0 +1,128 @@
+"""The command line as people and schedulers meet it: what it prints, and its exit status."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+import zarr
+
+
+def labelqa(*arguments, expect=0):
+    done = subprocess.run([sys.executable, "-m", "flows.cli", *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """A folder with a finished audit and its configuration."""
+    folder = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    pred_probs = rng.dirichlet(np.ones(3), 100)
+    group = zarr.open_group(str(folder / "data.zarr"), mode="w")
+    group.create_array("labels", data=rng.integers(0, 3, 100), chunks=(10,))
+    group.create_array("pred_probs", data=pred_probs, chunks=(10, 3))
+    config = {
+        "task": "multiclass",
+        "input": {name: {"uri": str(folder / "data.zarr"), "array": name} for name in ("labels", "pred_probs")},
+        "output": {"uri": str(folder / "audit")},
+        "cluster": {"workers": 1, "memory_limit": "2GiB"},
+    }
+    (folder / "audit.yaml").write_text(yaml.safe_dump(config))
+    done = labelqa("run", folder / "audit.yaml", "--no-prefect")
+    assert "score: 10 of 10 regions" in done.stdout
+    assert f"{folder}/audit/v000001/report.html" in done.stdout
+    return folder
+
+
+def test_help_names_every_command_and_the_way_to_begin():
+    printed = labelqa("--help").stdout
+    for word in ("demo", "run", "plan", "status", "top", "report", "schema", "Try labelqa demo first"):
+        assert word in printed
+
+
+def test_a_second_run_says_that_nothing_has_changed_and_fresh_makes_a_version(audited):
+    assert "Nothing has changed" in labelqa("run", audited / "audit.yaml", "--no-prefect").stdout
+    labelqa("run", audited / "audit.yaml", "--no-prefect", "--fresh")
+    printed = labelqa("status", audited / "audit").stdout
+    assert "v000002  latest" in printed
+    assert "v000001  published" in printed
+
+
+def test_plan_shows_the_cut_and_the_memory_without_running(audited):
+    printed = labelqa("plan", audited / "audit.yaml", "--set", f"output.uri={audited}/elsewhere").stdout
+    assert "10 of up to 10 examples" in printed
+    assert "peak memory" in printed
+    assert not (audited / "elsewhere").exists()
+
+
+def test_top_is_csv_where_there_is_no_terminal(audited):
+    frame = pd.read_csv(io.StringIO(labelqa("top", audited / "audit", "-n", 5).stdout))
+    assert list(frame) == ["row", "label_quality_score", "given_label", "suggested_label"]
+    assert len(frame) == 5
+    assert frame["label_quality_score"].is_monotonic_increasing
+
+
+def test_the_output_may_be_named_by_its_configuration(audited):
+    by_config, by_path = (labelqa("top", audited / name).stdout for name in ("audit.yaml", "audit"))
+    assert by_config == by_path
+
+
+def test_report_says_where_it_is_and_saves_a_copy(audited, tmp_path):
+    where = labelqa("report", audited / "audit").stdout.strip()
+    labelqa("report", audited / "audit", "--to", tmp_path / "copy.html")
+    assert (tmp_path / "copy.html").read_text() == Path(where).read_text()
+
+
+def test_schema_is_json_and_names_the_parameters_of_each_task():
+    schema = json.loads(labelqa("schema").stdout)
+    assert "temperature" in schema["$defs"]["SegmentationParams"]["properties"]
+    assert schema["properties"]["task"]["enum"] == ["multiclass", "segmentation"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("task=multiclas", "Did you mean 'multiclass'?"),
+        ("params.methd=x", "unknown setting 'methd' (Did you mean 'method'?)"),
+        ("output.fromat=zarr", "unknown setting 'output.fromat' (Did you mean 'format'?)"),
+        ("cluster.memory_limit=plenty", "must be a size such as 4GiB"),
+        ("cluster.memory_limit=300MiB", "does not fit"),
+        ("input.labels.array=label", "has no array 'label'. Did you mean 'labels'?"),
+        ("select.worst=0", "select.worst"),
+        ("nonsense", "is not of the form name=value"),
+    ],
+)
+def test_a_bad_configuration_is_exit_status_2_and_one_clear_line(audited, setting, message):
+    done = labelqa("run", audited / "audit.yaml", "--no-prefect", "--set", setting, expect=2)
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_files_are_named(audited, tmp_path):
+    assert "nowhere.yaml: No such file" in labelqa("run", tmp_path / "nowhere.yaml", expect=2).stderr
+    (tmp_path / "broken.yaml").write_text("task: [multiclass\n")
+    assert "broken.yaml, line 2: is not valid YAML" in labelqa("plan", tmp_path / "broken.yaml", expect=2).stderr
+    assert "nothing has been published" in labelqa("top", tmp_path, expect=1).stderr
+    assert "holds no audit" in labelqa("status", tmp_path, expect=1).stderr
+
+
+def test_bad_data_is_exit_status_1_and_nothing_is_published(audited, tmp_path):
+    group = zarr.open_group(str(tmp_path / "bad.zarr"), mode="w")
+    labels = np.zeros(100, int)
+    labels[37] = 3
+    group.create_array("labels", data=labels, chunks=(10,))
+    uri = f"input.labels.uri={tmp_path}/bad.zarr"
+    out = f"output.uri={tmp_path}/out"
+    done = labelqa("run", audited / "audit.yaml", "--no-prefect", "--set", uri, "--set", out, expect=1)
+    assert "region 00003: labels, example 37: label 3 is outside 0..2" in done.stderr
+    assert not (tmp_path / "out" / "latest.json").exists()
