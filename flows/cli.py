@@ -169,6 +169,7 @@ def main() -> None:
 def _audit(config: AuditConfig, *, fresh: bool, prefect: bool) -> Audited:
     from flows.terminal import show_progress
 
+    console.print(f"[dim]starting {'Prefect and ' if prefect else ''}the workers[/dim]")
     with show_progress(console) as listener:
         if not prefect:
             from flows.cluster import open_cluster

@@ -25,18 +25,20 @@ def every(seconds: float, listener: Listener) -> Listener:
 def progress_line(progress: Progress) -> str:
     """Progress in one line: regions done, rate, time left."""
     line = f"{progress.stage}: {progress.done:,} of {progress.total:,} regions"
-    if progress.nbytes and progress.seconds > 0:
-        rate = progress.nbytes / progress.seconds
-        line += f", {format_bytes(progress.nbytes)} at {format_bytes(int(rate))}/s"
-        left = seconds_left(progress)
-        if left:
-            line += f", about {left:,.0f} s left"
+    if progress.nbytes:
+        line += f", {format_bytes(progress.nbytes)} at {rate(progress)}"
+    if progress.seconds_left:
+        line += f", about {duration(progress.seconds_left)} left"
     return line
 
 
-def seconds_left(progress: Progress) -> float | None:
-    """Time that the remaining regions will take at the rate of those of this session."""
-    remaining = progress.total - progress.done
-    if not progress.nbytes or not progress.session_done:
-        return None
-    return remaining * progress.seconds / progress.session_done
+def rate(progress: Progress) -> str:
+    """Bytes of input per second."""
+    return f"{format_bytes(int(progress.nbytes / max(progress.seconds, 1e-9)))}/s"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as one would say it."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dask.utils import format_bytes
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from flows.progress import every, progress_line, seconds_left
+from flows.progress import duration, every, progress_line, rate
 from pipelines.regions import Listener, Progress
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -36,16 +35,9 @@ def show_progress(console: Console) -> Iterator[Listener]:
     def tell(progress: Progress) -> None:
         if progress.stage not in shown:
             shown[progress.stage] = bars.add_task(progress.stage, total=progress.total, rate="", left="")
-        rate = f"{format_bytes(int(progress.nbytes / progress.seconds))}/s" if progress.nbytes else ""
-        left = seconds_left(progress)
-        remaining = f"about {_duration(left)} left" if left else ""
-        bars.update(shown[progress.stage], completed=progress.done, rate=rate, left=remaining)
+        left = f"about {duration(progress.seconds_left)} left" if progress.seconds_left else ""
+        speed = rate(progress) if progress.nbytes else ""
+        bars.update(shown[progress.stage], completed=progress.done, rate=speed, left=left)
 
     with bars:
         yield tell
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -126,15 +126,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is: regions done in all, and regions, rows, bytes and seconds of this session."""
+    """How far a stage is: regions done in all; rows, bytes and seconds of this session; an estimate of what is left."""
 
     stage: str
     done: int
     total: int
-    session_done: int
     rows: int
     nbytes: int
     seconds: float
+    seconds_left: float | None
 
 
 Listener = Callable[[Progress], None]
@@ -145,20 +145,25 @@ class Meter:
 
     def __init__(self, stage: str, total: int, listener: Listener, done: int = 0) -> None:
         self._stage, self._total, self._listener = stage, total, listener
-        self._before, self._done, self._rows, self._nbytes = done, done, 0, 0
+        self._done, self._rows, self._nbytes = done, 0, 0
         self._started = time.monotonic()
-        self._tell()
+        self._warm: tuple[int, float] | None = None
+        self._tell(None)
 
     def advance(self, regions: int, rows: int, nbytes: int) -> None:
+        """Some regions are done. What is left is estimated from the second on: the first waits for workers to start."""
         self._done += regions
         self._rows += rows
         self._nbytes += nbytes
-        self._tell()
+        now = time.monotonic()
+        if self._warm is None:
+            self._warm = self._done, now
+        done, since = self._done - self._warm[0], now - self._warm[1]
+        self._tell((self._total - self._done) * since / done if done else None)
 
-    def _tell(self) -> None:
+    def _tell(self, seconds_left: float | None) -> None:
         seconds = time.monotonic() - self._started
-        session_done = self._done - self._before
-        self._listener(Progress(self._stage, self._done, self._total, session_done, self._rows, self._nbytes, seconds))
+        self._listener(Progress(self._stage, self._done, self._total, self._rows, self._nbytes, seconds, seconds_left))
 
 
 def in_flight(
