@@ -223,6 +223,6 @@ def _bad_data(problems: list[Problem]) -> LabelQAError:
     listed = "".join(f"\n  region {problem.region}: {problem.message}" for problem in problems)
     plural = "regions hold" if len(problems) > 1 else "region holds"
     return InvalidInput(
-        f"{len(problems)} {plural} data that cannot be scored{more}; nothing was published:{listed}",
-        mend="\nMend the input and run again.",
+        f"{len(problems)} {plural} data that cannot be scored{more}. Nothing was published; "
+        f"mend the input and run again.{listed}"
     )
