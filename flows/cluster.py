@@ -36,7 +36,7 @@ def open_cluster(config: AuditConfig) -> Iterator[tuple[Client, Resources]]:
                 n_workers=resources.workers,
                 threads_per_worker=resources.threads_per_worker,
                 memory_limit=resources.memory_limit,
-                dashboard_address=None,
+                dashboard_address=":0",
                 processes=True,
             ) as cluster,
             Client(cluster, set_as_default=False) as client,

@@ -9,7 +9,8 @@ from dask.utils import parse_bytes
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from labelqa_dask.core.errors import InvalidConfig, nearest
-from labelqa_dask.core.task import Task, explain, get_task, task_names
+from labelqa_dask.core.settings import explain
+from labelqa_dask.core.task import Task, get_task, task_names
 from labelqa_dask.storage.location import StorageOptions
 
 

@@ -224,5 +224,5 @@ def _bad_data(problems: list[Problem]) -> LabelQAError:
     plural = "regions hold" if len(problems) > 1 else "region holds"
     return InvalidInput(
         f"{len(problems)} {plural} data that cannot be scored{more}. Nothing was published; "
-        f"mend the input and run again.{listed}"
+        f"mend the input, then run again with --fresh.{listed}"
     )

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from labelqa_dask.core.class_scores import ClassScores
 from labelqa_dask.core.errors import InvalidConfig, nearest
 from labelqa_dask.core.kernels import Array
+from labelqa_dask.core.settings import explain
 
 Stats = Mapping[str, Any]
 
@@ -191,38 +192,6 @@ class Task(ABC, Generic[ParamsT]):
     def preview(self, block: Block) -> ExampleImages | None:
         """Images of a block's only example; None where examples are not images."""
         return None
-
-
-def explain(error: ValidationError, model: type[BaseModel], where: str) -> InvalidConfig:
-    """One error for all that pydantic found, each with its place and the nearest known name."""
-    problems = []
-    for found in error.errors():
-        place = ".".join(str(part) for part in found["loc"])
-        if found["type"] == "extra_forbidden":
-            problems.append(f"unknown setting {place!r} ({nearest(place, _fields_beside(model, found['loc']))})")
-        elif found["type"] == "missing":
-            problems.append(f"missing setting {place!r}")
-        else:
-            message = found["msg"].removeprefix("Value error, ")
-            problems.append(f"{place}: {message} (got {_short(found['input'])})" if place else message)
-    return InvalidConfig("; ".join(problems), where)
-
-
-def _fields_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    fields = model.model_fields
-    for part in loc[:-1]:
-        known = fields.get(str(part))
-        inner = [a for a in (known.annotation, *getattr(known.annotation, "__args__", ())) if known] if known else []
-        nested = next((a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)), None)
-        if nested is None:
-            break
-        fields = nested.model_fields
-    return list(fields)
-
-
-def _short(value: object, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def task_names() -> list[str]:

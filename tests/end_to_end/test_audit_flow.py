@@ -93,7 +93,9 @@ def test_bad_data_fail_the_flow_once_and_publish_nothing(tmp_path, multiclass_fr
     config = {**stored.config, "input": {**stored.config["input"]}}
     config["input"]["pred_probs"] = {**config["input"]["pred_probs"], "columns": ["p0", "p1", "p2", "key"]}
     told: list[Progress] = []
-    with pytest.raises(InvalidInput, match=r"region 00001: pred_probs, example 100, class 3: probability 300 is outside"):
+    with pytest.raises(
+        InvalidInput, match=r"region 00001: pred_probs, example 100, class 3: probability 300 is outside"
+    ):
         run_flow(parse_config(config), told.append, fresh=False)
     assert latest(stored.out) is None
     assert [progress.done for progress in told].count(0) == 1, "bad data stay bad: trying again is a waste"
