@@ -39,6 +39,7 @@ from labelqa_dask.core.kernels import (
     as_predictions,
     inlined,
     kernel,
+    log_positive,
 )
 from labelqa_dask.core.task import ArraySpec, Block, Params, Pass, Stats, Task
 
@@ -176,10 +177,18 @@ class Multiclass(Task[MulticlassParams]):
 TASK = Multiclass()
 
 
-def invalid_example(block: Block, i: int) -> InvalidInput:
-    """Why example i of a block is invalid."""
-    label, row = int(block["labels"][i]), block["pred_probs"][i].astype(np.float64)
-    k = len(row)
+def invalid_example(block: Block, start: int) -> InvalidInput:
+    """Why the first invalid example of a block, found at or shortly after `start`, is so."""
+    tile = slice(start, start + _TILE_EXAMPLES)
+    labels, pred_probs = block["labels"][tile], block["pred_probs"][tile].astype(np.float64)
+    k = pred_probs.shape[1]
+    valid = ((pred_probs >= -PROBABILITY_TOLERANCE) & (pred_probs <= 1 + PROBABILITY_TOLERANCE)).all(axis=1)
+    totals = pred_probs.T.copy().sum(axis=0)  # class by class, as the kernel adds
+    valid &= np.abs(totals - 1) <= _sum_tolerance(block)
+    valid &= (labels >= 0) & (labels < k)
+    i = int(np.flatnonzero(~valid)[0])
+    label, row = int(labels[i]), pred_probs[i]
+    i += start
     if not 0 <= label < k:
         return InvalidInput(
             f"label {label} is outside 0..{k - 1}",
@@ -197,7 +206,7 @@ def invalid_example(block: Block, i: int) -> InvalidInput:
     if outside.any():
         j = int(np.flatnonzero(outside)[0])
         return InvalidInput(
-            f"probability {row[j]:.6g} is outside [0, 1]",
+            f"probability {row[j]:.9g} is outside [0, 1]",
             block.where("pred_probs", example=i, **{"class": j}),
             "Are these logits? Apply softmax first.",
         )
@@ -212,74 +221,113 @@ def _sum_tolerance(block: Block) -> float:
     return SUM_TOLERANCE + block.resolution / 2 * block["pred_probs"].shape[1]
 
 
-# Floor of both kernels: n·k predictions and n labels read once, n scores written once; arithmetic of one comparison and
-# one addition per probability, and for the entropy one logarithm.
+# Floor of both kernels: n·k predictions and n labels read once, n scores written once; arithmetic of two comparisons
+# and an addition per probability, and for the entropy one logarithm. Examples are taken in tiles, turned so that
+# examples are next to each other: every step then vectorises over them, whatever k is.
+
+_TILE_EXAMPLES = 64
+_TILE_VALUES = 1 << 14
 
 
 @inlined
-def _load(labels: Any, pred_probs: Any, i: int, sum_tolerance: float, row: Any) -> bool:
-    """Copy example i into a row of float64; False where it is invalid."""
-    k = len(row)
-    total = 0.0
+def _tile_length(k: int) -> int:
+    return max(4, min(_TILE_EXAMPLES, _TILE_VALUES // k))
+
+
+@inlined
+def _load(labels: Any, pred_probs: Any, start: int, m: int, sum_tolerance: float, tile: Any, total: Any) -> bool:
+    """Turn m examples into a tile (k, >= m); False where one of them is invalid."""
+    k = len(tile)
+    for i in range(m):
+        total[i] = 0.0
+        for j in range(k):
+            tile[j, i] = pred_probs[start + i, j]
     bad = 0
     for j in range(k):
-        p = np.float64(pred_probs[i, j])
-        bad += not ((p >= -PROBABILITY_TOLERANCE) & (p <= 1 + PROBABILITY_TOLERANCE))
-        total += p
-        row[j] = p
-    return bool((bad == 0) & (abs(total - 1) <= sum_tolerance) & (labels[i] >= 0) & (labels[i] < k))
+        for i in range(m):
+            p = tile[j, i]
+            bad += not ((p >= -PROBABILITY_TOLERANCE) & (p <= 1 + PROBABILITY_TOLERANCE))
+            total[i] += p
+    for i in range(m):
+        bad += not (abs(total[i] - 1) <= sum_tolerance)
+        bad += (labels[start + i] < 0) | (labels[start + i] >= k)
+    return bad == 0
 
 
 @kernel
 def _add_class_means(labels: Any, pred_probs: Any, sum_tolerance: float, total: Any, count: Any) -> int:
     n, k = pred_probs.shape
-    row = np.empty(k)
-    for i in range(n):
-        if not _load(labels, pred_probs, i, sum_tolerance, row):
-            return i
-        total[labels[i]] += row[labels[i]]
-        count[labels[i]] += 1
+    length = _tile_length(k)
+    tile, sums = np.empty((k, length)), np.empty(length)
+    for start in range(0, n, length):
+        m = min(length, n - start)
+        if not _load(labels, pred_probs, start, m, sum_tolerance, tile, sums):
+            return start
+        for i in range(m):
+            label = labels[start + i]
+            total[label] += tile[label, i]
+            count[label] += 1
     return -1
 
 
 @kernel
 def _score(labels: Any, pred_probs: Any, sum_tolerance: float, method: int, adjust: bool, shift: Any, out: Any) -> int:
     n, k = pred_probs.shape
-    row = np.empty(k)
-    for i in range(n):
-        if not _load(labels, pred_probs, i, sum_tolerance, row):
-            return i
-        label = labels[i]
+    length = _tile_length(k)
+    tile, total, given = np.empty((k, length)), np.empty(length), np.empty(length)
+    for start in range(0, n, length):
+        m = min(length, n - start)
+        if not _load(labels, pred_probs, start, m, sum_tolerance, tile, total):
+            return start
         if adjust:
-            total = 0.0
-            for j in range(k):
-                row[j] += shift[j]
-                total += row[j]
-            for j in range(k):
-                row[j] /= total
+            _adjust(tile, m, shift, total)
+        for i in range(m):
+            given[i] = tile[labels[start + i], i]
+        scores = out[start : start + m]
         if method == 0:
-            out[i] = row[label]
+            for i in range(m):
+                scores[i] = given[i]
         elif method == 1:
-            out[i] = _normalized_margin(row, label)
+            _normalized_margin(tile, m, labels[start : start + m], given, total, scores)
         else:
-            out[i] = _confidence_weighted_entropy(row, label)
+            _confidence_weighted_entropy(tile, m, given, total, scores)
     return -1
 
 
 @inlined
-def _normalized_margin(row: Any, label: int) -> float:
-    other = -np.inf
-    for j in range(len(row)):
-        if j != label and row[j] > other:
-            other = row[j]
-    return float((row[label] - other + 1) / 2)
+def _adjust(tile: Any, m: int, shift: Any, total: Any) -> None:
+    for i in range(m):
+        total[i] = 0.0
+    for j in range(len(tile)):
+        for i in range(m):
+            tile[j, i] += shift[j]
+            total[i] += tile[j, i]
+    for j in range(len(tile)):
+        for i in range(m):
+            tile[j, i] /= total[i]
 
 
 @inlined
-def _confidence_weighted_entropy(row: Any, label: int) -> float:
-    entropy = 0.0
-    for j in range(len(row)):
-        if 0 < row[j] < 1:
-            entropy -= row[j] * math.log(row[j])
-    weighted = entropy / math.log(len(row)) / max(row[label], FLOOR)
-    return math.log(weighted + 1) / max(weighted, FLOOR)
+def _normalized_margin(tile: Any, m: int, labels: Any, given: Any, highest: Any, scores: Any) -> None:
+    for i in range(m):
+        tile[labels[i], i] = -np.inf
+        highest[i] = -np.inf
+    for j in range(len(tile)):
+        for i in range(m):
+            highest[i] = max(highest[i], tile[j, i])
+    for i in range(m):
+        scores[i] = (given[i] - highest[i] + 1) / 2
+
+
+@inlined
+def _confidence_weighted_entropy(tile: Any, m: int, given: Any, entropy: Any, scores: Any) -> None:
+    for i in range(m):
+        entropy[i] = 0.0
+    for j in range(len(tile)):
+        for i in range(m):
+            p = max(tile[j, i], 0.0)
+            entropy[i] -= p * log_positive(p)
+    unit = math.log(len(tile))
+    for i in range(m):
+        weighted = entropy[i] / unit / max(given[i], FLOOR)
+        scores[i] = log_positive(weighted + 1) / max(weighted, FLOOR)

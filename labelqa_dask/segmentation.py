@@ -234,7 +234,7 @@ def _invalid_image(block: Block, i: int) -> InvalidInput:
     value = pred_probs[c, y, x]
     finite = math.isfinite(value)
     return InvalidInput(
-        f"probability {value:.6g} is outside [0, 1]" if finite else f"probability is {value}",
+        f"probability {value:.9g} is outside [0, 1]" if finite else f"probability is {value}",
         block.where("pred_probs", example=i, **{"class": c}, y=y, x=x),
         "Are these logits? Apply softmax over the class axis first." if finite else "Mend the model's output.",
     )

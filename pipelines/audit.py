@@ -115,22 +115,16 @@ def open_version(out: Location, planned: Json, *, fresh: bool) -> tuple[Version,
     RunConflict
         Where an unfinished version was begun with other settings or inputs.
     """
-    begun = unfinished(out)
-    if begun is not None and fresh:
-        begun.location.delete()
-        begun = None
+    begun, published, version = unfinished(out), latest(out), next_version(out)
     if begun is not None:
         manifest = begun.manifest()
-        if manifest is not None:
+        if manifest is not None and not fresh:
             check_same(manifest, planned, str(begun.location))
             return begun, True
-        begun.write_manifest(planned)
-        return begun, False
-    published = latest(out)
-    if published is not None and not fresh:
+        begun.location.delete()
+    elif published is not None and not fresh:
         manifest = published.manifest()
         if manifest is not None and manifest["digest"] == planned["digest"]:
             return published, False
-    version = next_version(out)
     version.write_manifest(planned)
     return version, False

@@ -13,7 +13,7 @@ from itertools import islice
 
 from distributed import Client
 
-from labelqa_dask.core.task import State
+from labelqa_dask.core.task import Block, State
 from labelqa_dask.storage.record import Version
 from pipelines.plan import Plan
 from pipelines.regions import Listener, Meter, Problem, RegionJob, guarded, in_flight, make_job
@@ -73,4 +73,9 @@ def _reduce_group(number: int, group: Group) -> State | Problem:
 def _reduce_region(number: int, job: RegionJob) -> State:
     step = job.task.passes(job.params)[number]
     stats = job.statistics(passes=number)
-    return reduce(lambda left, right: left.merge(right), (step.of(block, job.params, stats) for block in job.blocks()))
+
+    def reduced(block: Block) -> State:
+        return step.of(block, job.params, stats)
+
+    # Unlike a comprehension's variable, map lets go of a block before the next is read.
+    return reduce(lambda left, right: left.merge(right), map(reduced, job.blocks()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any
 
@@ -64,6 +64,10 @@ class Layout:
     sizes: Mapping[str, int]
     regions: Regions
     block: Mapping[str, int]
+
+    def of_one(self, region: Region) -> Layout:
+        """The cut of one region, which is small however many there are."""
+        return replace(self, regions=Regions(self.regions.rows, self.regions.step, (region.start, region.stop)))
 
     def tiles(self) -> Iterator[dict[str, slice]]:
         """Slices that cut an example into blocks; one that takes all of it where it is not cut."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from dask.utils import format_bytes
-from distributed import Client, KilledWorker, as_completed
+from distributed import Client, Future, KilledWorker, as_completed
 from distributed.scheduler import NoValidWorkerError
 
 from labelqa_dask.core.errors import InvalidInput, LabelQAError, RunFailed
@@ -107,7 +107,7 @@ def make_job(plan: Plan, version: Version, manifest: str, region: Region) -> Reg
         region,
         {name: source.rows(start, stop) for name, source in plan.sources.items()},
         plan.ids.rows(start, stop) if plan.ids else None,
-        plan.layout,
+        plan.layout.of_one(region),
         plan.resolution,
         plan.sink(version.location),
         version,
@@ -172,10 +172,11 @@ def in_flight(
     """Run a function on each item on the cluster; yields items with results as they complete.
 
     A few items per thread are under way at a time, so neither the client nor the scheduler holds a graph that grows
-    with the data. Problems are collected; after ten of them no further items are begun, and one error lists them all.
+    with the data; what is still under way when the caller stops is given back. Problems are collected; after ten of
+    them no further items are begun, and one error lists them.
     """
     waiting = iter(items)
-    begun: dict[Any, ItemT] = {}
+    begun: dict[Future[Any], ItemT] = {}
     running = as_completed(loop=client.loop)
     problems: list[Problem] = []
 
@@ -185,26 +186,29 @@ def in_flight(
         width = max(2, _REGIONS_PER_THREAD * sum(client.nthreads().values()))
         for item in islice(waiting, max(0, width - len(begun))):
             future = client.submit(function, item, pure=False, retries=_RETRIES)
-            begun[future.key] = item
+            begun[future] = item
             running.add(future)
 
-    begin()
-    for future in running:
-        item = begun.pop(future.key)
-        try:
-            result = future.result()
-        except (KilledWorker, NoValidWorkerError) as error:
-            raise RunFailed(
-                f"workers died again and again on one piece of work ({error})",
-                "cluster",
-                f"They probably ran out of memory: the plan was {format_bytes(plan.worker_bytes)} per worker. "
-                "Raise memory_limit, or lower threads_per_worker; finished regions are kept.",
-            ) from None
-        if isinstance(result, Problem):
-            problems.append(result)
-        else:
-            yield item, result
+    try:
         begin()
+        for future in running:
+            item = begun.pop(future)
+            result = future.result()
+            if isinstance(result, Problem):
+                problems.append(result)
+            else:
+                yield item, result
+            begin()
+    except (KilledWorker, NoValidWorkerError) as error:
+        raise RunFailed(
+            f"workers died again and again on one piece of work ({error})",
+            "cluster",
+            f"They probably ran out of memory: the plan was {format_bytes(plan.worker_bytes)} per worker. "
+            "Raise memory_limit, or lower threads_per_worker; finished regions are kept.",
+        ) from None
+    finally:
+        for future in begun:
+            future.release()
     if problems:
         raise _bad_data(problems)
 
@@ -218,7 +222,7 @@ def guarded(job: RegionJob, work: Callable[[RegionJob], Any]) -> Any:
 
 
 def _bad_data(problems: list[Problem]) -> LabelQAError:
-    problems = sorted(problems, key=lambda problem: problem.region)
+    problems = sorted(problems, key=lambda problem: problem.region)[:MOST_PROBLEMS]
     more = " (and perhaps more: the run stopped looking)" if len(problems) >= MOST_PROBLEMS else ""
     listed = "".join(f"\n  region {problem.region}: {problem.message}" for problem in problems)
     plural = "regions hold" if len(problems) > 1 else "region holds"

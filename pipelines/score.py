@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from distributed import Client
 
+from labelqa_dask.core.blocks import finished
+from labelqa_dask.core.class_scores import ClassScores
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.order import KWorst
 from labelqa_dask.core.summary import Summary
@@ -57,32 +61,51 @@ def score_region(job: RegionJob) -> None:
 
 
 def _score_rows(job: RegionJob, rows: slice, stats: Any, ids: Array | None) -> tuple[Summary, dict[str, Array], str]:
-    """Score a range of rows, tile by tile; what has a value per pixel is written at once.
+    """Score a range of rows, tile by tile.
 
-    Returns the summary, the scores per example, and the digest of what was written.
+    Returns the summary, the scores per example, and the digest of what has been written already.
     """
-    task = job.task
-    per_row: dict[str, Any] = {}
-    written = ""
-    classes = None
     tiles = list(job.layout.tiles())
-    for tile in tiles:
-        block, where = job.read(rows, tile)
-        scores = task.score(block, job.params, stats)
-        counted = task.class_scores(block, scores)
-        classes = counted if classes is None or counted is None else classes.merge(counted)
-        for spec in task.outputs:
-            values = scores[spec.name]
-            if isinstance(values, State):
-                per_row[spec.name] = per_row[spec.name].merge(values) if spec.name in per_row else values
-            elif spec.dims == ("example",):
-                per_row[spec.name] = values
-            else:
-                job.sink.write_block(spec.name, tuple(where[dim] for dim in spec.dims), values)
-                written += checksum({spec.name: values})
-    finished = {name: value.result() if isinstance(value, State) else value for name, value in per_row.items()}
-    ranked = finished[task.ranked_by]
-    worst = KWorst.candidates(ranked, job.worst)
-    described = task.describe(block, worst) if len(tiles) == 1 else {}
-    named = {"id": ids[rows.start - job.region.start + worst]} if ids is not None else {}
-    return Summary.of(ranked, rows.start, classes, job.worst, {**named, **described}), finished, written
+    total = _score_tile(job, rows, tiles[0], stats)
+    for tile in tiles[1:]:
+        total = total.merge(_score_tile(job, rows, tile, stats))
+    ranked = finished(total.per_example)
+    scores = ranked[job.task.ranked_by]
+    columns = total.described if len(tiles) == 1 else {}
+    if ids is not None:
+        worst = KWorst.candidates(scores, job.worst)
+        columns = {"id": ids[rows.start - job.region.start + worst], **columns}
+    return Summary.of(scores, rows.start, total.classes, job.worst, columns), ranked, total.written
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """What is kept of a block once it is scored."""
+
+    per_example: dict[str, Any]
+    classes: ClassScores | None
+    written: str
+    described: dict[str, Array]
+
+    def merge(self, other: _Tile) -> _Tile:
+        merged = {name: state.merge(other.per_example[name]) for name, state in self.per_example.items()}
+        classes = self.classes.merge(other.classes) if self.classes and other.classes else None
+        return _Tile(merged, classes, self.written + other.written, {})
+
+
+def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: Any) -> _Tile:
+    """Score one block; what has a value per pixel is written at once. The block is freed before the next is read."""
+    task = job.task
+    block, where = job.read(rows, tile)
+    scores = task.score(block, job.params, stats)
+    per_example = {}
+    written = ""
+    for spec in task.outputs:
+        values = scores[spec.name]
+        if isinstance(values, State) or spec.dims == ("example",):
+            per_example[spec.name] = values
+        else:
+            job.sink.write_block(spec.name, tuple(where[dim] for dim in spec.dims), values)
+            written += checksum({spec.name: values})
+    worst = KWorst.candidates(finished(per_example)[task.ranked_by], job.worst)
+    return _Tile(per_example, task.class_scores(block, scores), written, task.describe(block, worst))

@@ -22,7 +22,7 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def finish(scores: Mapping[str, Array | State]) -> dict[str, Array]:
+def finished(scores: Mapping[str, Array | State]) -> dict[str, Array]:
     """Turn the states among a block's scores into arrays."""
     return {name: value.result() if isinstance(value, State) else value for name, value in scores.items()}
 
@@ -49,7 +49,7 @@ def score_arrays(
     outputs: dict[str, Array] = {}
 
     def score(block: Block) -> tuple[int, dict[str, Array]]:
-        return block.origin["example"], finish(task.score(block, params, stats))
+        return block.origin["example"], finished(task.score(block, params, stats))
 
     for start, scores in _map_blocks(score, arrays, resolution, rows, threads):
         for name, part in scores.items():

@@ -12,7 +12,7 @@ import xarray as xr
 from labelqa_dask.core import blocks, graph
 from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.layout import ArrayInfo, check_layout
-from labelqa_dask.core.task import Task
+from labelqa_dask.core.task import ArraySpec, Task
 
 
 def run(
@@ -38,7 +38,7 @@ def run(
     names = _dim_names(task, labelled)
     _check_coordinates(labelled)
     plain = {
-        spec.name: _plain(arrays[spec.name], tuple(names[dim] for dim in spec.dims) if names else None)
+        spec.name: _plain(arrays[spec.name], tuple(names[dim] for dim in spec.dims if dim in names))
         for spec in task.inputs
     }
     check_layout(task, {name: ArrayInfo(array.shape, array.dtype, name) for name, array in plain.items()})
@@ -50,12 +50,12 @@ def run(
         for step in task.passes(params):
             stats[step.name] = blocks.reduce_arrays(step, plain, params, stats, resolution).result()
         outputs = blocks.score_arrays(task, plain, params, stats, resolution, rows, threads)
-    return {spec.name: _relabel(spec.dims, outputs[spec.name], names, labelled) for spec in task.outputs}
+    return {spec.name: _relabel(spec, outputs[spec.name], names, labelled) for spec in task.outputs}
 
 
 def call(function: Callable[..., Any], values: Any, *args: Any, dtype: Any) -> Any:
     """A function of a whole array that makes a vector: lazy where the array is."""
-    array = _plain(values, None)
+    array = _plain(values)
     return (
         graph.call_lazily(function, array, *args, dtype=dtype)
         if isinstance(array, da.Array)
@@ -103,7 +103,7 @@ def _check_coordinates(labelled: Mapping[str, xr.DataArray]) -> None:
         ) from None
 
 
-def _plain(array: Any, dims: tuple[str, ...] | None) -> Any:
+def _plain(array: Any, dims: tuple[str, ...] = ()) -> Any:
     if isinstance(array, xr.DataArray):
         return array.transpose(*dims).data if dims else array.data
     if isinstance(array, da.Array):
@@ -117,14 +117,14 @@ def _resolution(array: xr.DataArray) -> float:
     return float(abs(array.encoding.get("scale_factor", 0.0)))
 
 
-def _relabel(dims: tuple[str, ...], values: Any, names: Mapping[str, str], labelled: Mapping[str, xr.DataArray]) -> Any:
+def _relabel(spec: ArraySpec, values: Any, names: Mapping[str, str], labelled: Mapping[str, xr.DataArray]) -> Any:
     if not labelled:
         return values
-    kept = [names.get(dim, dim) for dim in dims]
+    kept = [names.get(dim, dim) for dim in spec.dims]
     coords = {
         name: coord
         for array in labelled.values()
         for name, coord in array.coords.items()
         if set(coord.dims) <= set(kept)
     }
-    return xr.DataArray(values, dims=kept, coords=coords)
+    return xr.DataArray(values, dims=kept, coords=coords, name=spec.name)

@@ -8,22 +8,32 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
 
 import obstore
 from obstore import exceptions
-from obstore.store import ObjectStore, from_url
-from pydantic import BaseModel, ConfigDict
+from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store
+from pydantic import BaseModel, ConfigDict, Field
 
 from labelqa_dask.core.errors import InvalidConfig, StorageError
 
-SCHEMES = ("file", "s3", "gs", "az")
+# The store of each scheme, and what it calls the address of its server.
+_STORES: dict[str, tuple[Any, str]] = {
+    "file": (LocalStore, ""),
+    "s3": (S3Store, "endpoint"),
+    "gs": (GCSStore, "base_url"),
+    "az": (AzureStore, "endpoint"),
+}
+# Asked for the role of the machine where the environment holds no credentials.
+_INSTANCE_METADATA = "169.254.169.254"
+_NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
+_DENIED = ("403 Forbidden", "401 Unauthorized", "Permission denied (os error 13)")
 
 
 class StorageOptions(BaseModel):
@@ -36,9 +46,9 @@ class StorageOptions(BaseModel):
     region: str | None = None
     anonymous: bool = False
     """Read public buckets without credentials."""
-    timeout_seconds: float = 60
+    timeout_seconds: float = Field(default=60, gt=0, le=86400)
     """A request that takes longer is retried."""
-    retry_seconds: float = 180
+    retry_seconds: float = Field(default=180, ge=0, le=86400)
     """How long failing requests are retried before the run stops."""
 
 
@@ -65,17 +75,23 @@ class Location:
         Raises
         ------
         InvalidConfig
-            For a scheme that is not supported.
+            For a scheme that is not supported, or no name.
         """
-        text = os.fspath(url)
-        scheme, separator, _ = text.partition("://")
+        scheme, separator, path = os.fspath(url).partition("://")
         if not separator:
-            text = "file://" + os.path.abspath(os.path.expanduser(text))
-        elif scheme not in SCHEMES:
+            scheme, path = "file", scheme
+        if scheme not in _STORES:
             raise InvalidConfig(
-                f"scheme {scheme!r} is not supported", text, f"Use a path, or one of {', '.join(SCHEMES)}://."
+                f"scheme {scheme!r} is not supported", os.fspath(url), f"Use a path, or one of {', '.join(_STORES)}://."
             )
-        return cls(text.rstrip("/"), options or StorageOptions())
+        if scheme == "file":
+            path = os.path.abspath(os.path.expanduser(path))
+        path = path.rstrip("/")
+        if not path:
+            raise InvalidConfig("names no folder or bucket", os.fspath(url))
+        if not {"", ".", ".."}.isdisjoint(path.removeprefix("/").split("/")):
+            raise InvalidConfig("has a part that is empty, '.' or '..'", os.fspath(url))
+        return cls(f"{scheme}://{path}", options or StorageOptions())
 
     def __truediv__(self, path: str) -> Location:
         return Location(f"{self.url}/{path}", self.options)
@@ -159,6 +175,8 @@ class Location:
         with self.errors_of(""):
             for start in range(0, len(paths), 1000):
                 obstore.delete(self.store, paths[start : start + 1000])
+        if self.local_path:
+            shutil.rmtree(self.local_path, ignore_errors=True)
 
     def reader(self, path: str) -> RangeReader:
         """A file-like reader of an object, for ranged reads."""
@@ -173,17 +191,8 @@ class Location:
             yield
         except StorageError:
             raise
-        except (FileNotFoundError, exceptions.NotFoundError) as error:
-            raise MissingObject("does not exist", place) from error
-        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-            raise StorageError(
-                "access was denied",
-                place,
-                "Check the credentials in the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
-                "or a role) and the policy of the bucket.",
-            ) from error
         except (exceptions.BaseError, OSError) as error:
-            raise StorageError(_first_line(error), place, "Requests were retried until the deadline.") from error
+            raise _explained(error, place) from error
 
 
 class RangeReader(io.RawIOBase):
@@ -221,32 +230,56 @@ class MissingObject(StorageError, FileNotFoundError):
     __str__ = StorageError.__str__
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _explained(error: Exception, place: str) -> StorageError:
+    """What an error of a store means; where it does not say by its type, by the answer of the server it quotes."""
+    text = str(error).strip() or type(error).__name__
+    if _INSTANCE_METADATA in text:
+        return StorageError(
+            "there are no credentials in the environment",
+            place,
+            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or storage.anonymous: true for a public bucket.",
+        )
+    if any(sign in text for sign in _NO_BUCKET):
+        return StorageError("the bucket does not exist", place, "Check its name and storage.endpoint_url, or make it.")
+    if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
+        return MissingObject("does not exist", place)
+    denied = isinstance(error, PermissionError | exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
+    if denied or any(sign in text for sign in _DENIED):
+        return StorageError(
+            "access was denied",
+            place,
+            "Check the credentials in the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or a role) "
+            "and the policy of the bucket."
+            if "://" in place
+            else "Check the permissions of the folder.",
+        )
+    retried = "Requests were retried until the deadline." if " retries" in text else ""
+    return StorageError(text.splitlines()[0], place, retried)
 
 
 @lru_cache(maxsize=64)
 def _open_store(url: str, options: StorageOptions) -> ObjectStore:
+    scheme, _, path = url.partition("://")
+    kind, endpoint = _STORES[scheme]
+    if kind is LocalStore:
+        if not os.path.isdir(path):
+            raise FileNotFoundError(path)
+        return LocalStore(path)
     retry: Any = {
         "max_retries": 12,
         "retry_timeout": timedelta(seconds=options.retry_seconds),
         "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
     }
-    scheme = urlsplit(url).scheme
-    if scheme == "file":
-        path = url.removeprefix("file://")
-        if not os.path.isdir(path):
-            raise FileNotFoundError(path)
-        return obstore.store.LocalStore(path)
     client: Any = {
         "timeout": timedelta(seconds=options.timeout_seconds),
         "allow_http": (options.endpoint_url or "").startswith("http://"),
     }
     config: dict[str, Any] = {}
     if options.endpoint_url:
-        config["endpoint"] = options.endpoint_url
+        config[endpoint] = options.endpoint_url
     if options.region and scheme == "s3":
         config["region"] = options.region
     if options.anonymous:
         config["skip_signature"] = True
-    return from_url(url, config=config, client_options=client, retry_config=retry)  # type: ignore[call-overload]
+    bucket, _, prefix = path.partition("/")
+    return kind(bucket, prefix=prefix or None, config=config, client_options=client, retry_config=retry)

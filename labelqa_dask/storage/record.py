@@ -106,7 +106,7 @@ class Version:
                 if str(arrays["manifest"]) != digest:
                     return None
                 return kind(**{f.name: _scalar(arrays[f.name]) for f in fields(kind)})  # type: ignore[arg-type]
-        except (ValueError, KeyError, OSError, EOFError):
+        except Exception:  # what a damaged archive raises is not to be foreseen
             return None
 
     def write_state(self, name: str, state: Any, digest: str) -> None:

@@ -9,7 +9,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -49,6 +49,11 @@ class ZarrSink:
 
     location: Location
 
+    @cached_property
+    def _arrays(self) -> dict[str, Any]:
+        """What was opened for writing: for as long as this sink only, since a later run may make it anew."""
+        return {}
+
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
         self.location.create()
         with self.location.errors_of(""):
@@ -73,7 +78,10 @@ class ZarrSink:
 
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
         with self.location.errors_of(name):
-            _open_for_writing(self.location, name)[index] = values
+            if name not in self._arrays:
+                store = ZarrObjectStore(self.location.store)
+                self._arrays[name] = zarr.open_array(store, path=name, mode="r+", config={"write_empty_chunks": True})
+            self._arrays[name][index] = values
 
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
         for name, values in columns.items():
@@ -83,12 +91,6 @@ class ZarrSink:
 def _compressor(dtype: np.dtype[Any]) -> BloscCodec:
     """Bytes of equal significance side by side: for floats smaller and faster than plain compression."""
     return BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=dtype.itemsize)
-
-
-@lru_cache(maxsize=32)
-def _open_for_writing(location: Location, name: str) -> Any:
-    store = ZarrObjectStore(location.store)
-    return zarr.open_array(store, path=name, mode="r+", config={"write_empty_chunks": True})
 
 
 @dataclass(frozen=True)

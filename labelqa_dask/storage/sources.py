@@ -6,12 +6,17 @@ enough to send to a worker, and is opened there.
 
 from __future__ import annotations
 
+import base64
 import fnmatch
+import glob
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol, Self
@@ -96,8 +101,8 @@ _CHUNKS_IN_FLIGHT = 10
 class ZarrSource:
     """An array of a Zarr group (format 2 or 3), decoded as its CF attributes say.
 
-    Only an explicit `_FillValue` or `missing_value` attribute marks missing values; the fill value of the Zarr array
-    is a value like any other.
+    A `_FillValue` or `missing_value` marks missing values. The fill value of a Zarr array is a value like any other;
+    only in format 2, where xarray keeps `_FillValue` there, does one that is not 0 mark missing values.
     """
 
     location: Location
@@ -107,25 +112,27 @@ class ZarrSource:
     chunks: tuple[int, ...]
     attributes: Mapping[str, Any]
     stored: np.dtype[Any]
+    metadata: str
     start: int
     stop: int
 
     @classmethod
     def open(cls, location: Location, array: str | None, *, decode: bool) -> Self:
         """Open an array by its name in a group; without a name, the location is the array, or holds only one."""
-        if not location.exists():
-            raise StorageError("does not exist", str(location), "Check the URI.")
-        path = array if array is not None else _only_array(location)
-        node = _open_zarr(location, path)
-        attributes = {key: node.attrs[key] for key in _CF_ATTRIBUTES if decode and key in node.attrs}
+        if not location.is_folder():
+            what = "is not a Zarr group or array" if location.exists() else "does not exist"
+            raise StorageError(what, str(location), "Check the URI.")
+        path = array.strip("/") if array is not None else _only_array(location)
+        node = _open_array(location, path)
         source = cls(
             location,
             path,
             node.shape,
             node.dtype,
             node.shards or node.chunks,
-            attributes,
+            _cf_attributes(node) if decode else {},
             node.dtype,
+            _digest_of(node),
             0,
             node.shape[0] if node.shape else 0,
         )
@@ -152,7 +159,7 @@ class ZarrSource:
 
     def read(self, index: Index) -> Array:
         with self.location.errors_of(self.array):
-            values = np.asarray(_open_zarr(self.location, self.array)[index])
+            values = np.asarray(_open_planned(self.location, self.array, self.metadata)[index])
         return self._decode(values)
 
     def fingerprint(self) -> Fingerprint:
@@ -174,29 +181,62 @@ class ZarrSource:
         return xr.decode_cf(stored)["values"].values
 
 
+def _cf_attributes(node: zarr.Array[Any]) -> dict[str, Any]:
+    attributes = {key: node.attrs[key] for key in _CF_ATTRIBUTES if key in node.attrs}
+    fill: Any = attributes.pop("_FillValue", None)
+    if fill is None and node.metadata.zarr_format == 2 and node.fill_value:
+        fill = node.fill_value
+    if isinstance(fill, str):  # as xarray writes floats in format 3
+        fill = float(np.frombuffer(base64.b64decode(fill), "<f8")[0])
+    return attributes if fill is None or fill != fill else {**attributes, "_FillValue": fill}
+
+
+def _digest_of(node: zarr.Array[Any]) -> str:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification")
+        text = json.dumps(node.metadata.to_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
 @lru_cache(maxsize=32)
-def _open_zarr(location: Location, array: str) -> zarr.Array[Any]:
-    node = _open_node(location, array)
+def _open_planned(location: Location, path: str, metadata: str) -> zarr.Array[Any]:
+    """The array that a source was made of; refused where another one has taken its place since."""
+    node = _open_array(location, path)
+    if _digest_of(node) != metadata:
+        raise StorageError("was replaced while it was read", str(location / path), "Run again with --fresh.")
+    return node
+
+
+def _open_array(location: Location, path: str) -> zarr.Array[Any]:
+    node = _open_node(location, path)
     if not isinstance(node, zarr.Array):
         names = [name for name, _ in node.arrays()]
         raise InvalidConfig(
-            f"is a group, not an array; it holds {', '.join(names) or 'no arrays'}", str(location / array)
+            f"is a group, not an array; it holds {', '.join(names) or 'no arrays'}",
+            str(location / path if path else location),
         )
     return node
 
 
 def _open_node(location: Location, path: str) -> Any:
+    place = location / path if path else location
     with location.errors_of(path):
         store = ZarrObjectStore(location.store, read_only=True)
         try:
             return zarr.open(store, path=path, mode="r")
         except FileNotFoundError:
             if path == "":
-                raise StorageError("is not a Zarr group or array", str(location), "Check the URI.") from None
+                raise StorageError("is not a Zarr group or array", str(place), "Check the URI.") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"has Zarr metadata that cannot be read ({error})", str(place)) from error
     parent, _, name = path.rpartition("/")
     group = _open_node(location, parent)
-    known = [child for child, _ in group.members()] if isinstance(group, zarr.Group) else []
-    raise InvalidConfig(f"has no array {name!r}", str(location / parent if parent else location), nearest(name, known))
+    above = str(location / parent if parent else location)
+    if not isinstance(group, zarr.Group):
+        raise InvalidConfig(
+            f"is an array, it holds no {name!r}", above, "Leave out 'array:', or name the array itself."
+        )
+    raise InvalidConfig(f"has no array {name!r}", above, nearest(name, [child for child, _ in group.members()]))
 
 
 def _only_array(location: Location) -> str:
@@ -255,15 +295,24 @@ class ParquetSource:
             _check_columns(folder / path, footer, footers[0], files[0][0], columns)
             for number in range(footer.metadata.num_row_groups):
                 group = footer.metadata.row_group(number)
-                groups.append(RowGroup(path, number, row, row + group.num_rows, _column_bytes(group, columns)))
-                row += group.num_rows
-        value = footers[0].schema_arrow.field(columns[0]).type
+                if group.num_rows:
+                    groups.append(RowGroup(path, number, row, row + group.num_rows, _column_bytes(group, columns)))
+                    row += group.num_rows
+        values = [footers[0].schema_arrow.field(name).type for name in columns]
+        if len(columns) > 1 and (not stack or any(map(_is_list, values))):
+            raise InvalidConfig(
+                "several columns of lists cannot be joined" if stack else f"{len(columns)} columns where one is needed",
+                f"{location} [{', '.join(columns)}]",
+                "Name one with 'column:'.",
+            )
         shape: tuple[int, ...] = (row,)
-        if stack:
-            listed = _is_list(value)
-            shape = (row, _list_length(footers[0], columns[0]) if listed else len(columns))
-            value = value.value_type if listed else value
-        return cls(folder, tuple(columns), tuple(groups), shape, _numpy_type(value), tuple(files))
+        if stack and _is_list(values[0]):
+            shape = (row, next(filter(None, (_list_length(footer, columns[0]) for footer in footers)), 0))
+            values = [values[0].value_type]
+        elif stack:
+            shape = (row, len(columns))
+        dtype = np.result_type(*map(_numpy_type, values))
+        return cls(folder, tuple(columns), tuple(groups), shape, dtype, tuple(files))
 
     @property
     def place(self) -> str:
@@ -277,8 +326,9 @@ class ParquetSource:
         return (None, *self.shape[1:])
 
     def rows(self, start: int, stop: int) -> Self:
-        groups = tuple(group for group in self.groups if group.start < stop and group.stop > start)
-        return replace(self, groups=groups, files=())
+        first = bisect_right(self.groups, start, key=lambda group: group.stop)
+        last = bisect_left(self.groups, stop, key=lambda group: group.start)
+        return replace(self, groups=self.groups[first:last], files=())
 
     def row_bounds(self) -> NDArray[np.int64]:
         return np.array([self.groups[0].start, *(group.stop for group in self.groups)], np.int64)
@@ -298,7 +348,7 @@ class ParquetSource:
 
     def _read_group(self, group: RowGroup) -> Array:
         place = str(self.location / group.file)
-        with self.location.errors_of(group.file):
+        with _parquet_errors(self.location, group.file):
             table = pq.ParquetFile(self.location.reader(group.file)).read_row_group(
                 group.group, columns=[*self.columns]
             )
@@ -310,7 +360,7 @@ class ParquetSource:
                 )
         if len(self.shape) == 1:
             return _to_numpy(table[self.columns[0]])
-        if len(self.columns) > 1 or not _is_list(table[self.columns[0]].type):
+        if not _is_list(table[self.columns[0]].type):
             stacked = np.empty((table.num_rows, len(self.columns)), self.dtype)
             for j, name in enumerate(self.columns):
                 stacked[:, j] = _to_numpy(table[name])
@@ -329,7 +379,13 @@ class ParquetSource:
                     raise InvalidInput(
                         f"list of {lengths[bad]} values where {k} were expected", f"{place}, row {row + bad:,}"
                     )
-            parts.append(_to_numpy(chunk.flatten()).reshape(-1, k))
+            values = chunk.flatten()
+            if values.null_count:
+                bad = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+                raise InvalidInput(
+                    f"{self.columns[0]}[{bad % k}] is missing (null)", f"{place}, row {row + bad // k:,}"
+                )
+            parts.append(_to_numpy(values).reshape(-1, k))
             row += len(chunk)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -340,10 +396,10 @@ def _find_files(location: Location) -> tuple[Location, list[tuple[str, int, str]
         folder, pattern = location.parent, location.name
         if "*" in folder.url or "?" in folder.url:
             raise InvalidConfig("patterns are supported in the last part of a path only", str(location))
-    elif location.name.endswith((".parquet", ".pq")) and not location.is_folder():
-        folder, pattern = location.parent, location.name
-    else:
+    elif location.is_folder():
         folder, pattern = location, "*.parquet"
+    else:
+        folder, pattern = location.parent, glob.escape(location.name)
     found = [
         (entry.path, entry.size, entry.version)
         for entry in folder.entries()
@@ -352,22 +408,30 @@ def _find_files(location: Location) -> tuple[Location, list[tuple[str, int, str]
     ]
     if not found:
         raise StorageError("no Parquet files there", str(location), "Check the URI.")
-    return folder, sorted(found, key=lambda entry: _natural(entry[0]))
+    return folder, sorted(found, key=lambda entry: (_natural(entry[0]), entry[0]))
 
 
 def _natural(path: str) -> list[tuple[int, str]]:
     """Sort key that puts part.2 before part.10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path)]
 
 
 @lru_cache(maxsize=256)
 def _open_parquet(folder: Location, path: str, size: int, version: str) -> pq.ParquetFile:
     """The footer of a file, of the version that was listed."""
+    with _parquet_errors(folder, path):
+        return pq.ParquetFile(folder.reader(path))
+
+
+@contextmanager
+def _parquet_errors(folder: Location, path: str) -> Iterator[None]:
     with folder.errors_of(path):
         try:
-            return pq.ParquetFile(folder.reader(path))
-        except pa.ArrowInvalid as error:
-            raise StorageError(f"is not a Parquet file: {error}", str(folder / path)) from None
+            yield
+        except StorageError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise StorageError(f"cannot be read as Parquet: {error}", str(folder / path)) from error
 
 
 def _check_columns(
@@ -386,9 +450,7 @@ def _check_columns(
 
 
 def _column_bytes(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
-    wanted = set(columns)
-    parts = (group.column(i) for i in range(group.num_columns))
-    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.partition(".")[0] in wanted)
+    return sum(part.total_uncompressed_size for name in columns for part in _parts(group, name))
 
 
 def _list_length(footer: pq.ParquetFile, column: str) -> int:
@@ -398,11 +460,16 @@ def _list_length(footer: pq.ParquetFile, column: str) -> int:
         return int(value.list_size)
     for number in range(footer.metadata.num_row_groups):
         group = footer.metadata.row_group(number)
-        for i in range(group.num_columns):
-            part = group.column(i)
-            if part.path_in_schema.partition(".")[0] == column and group.num_rows:
-                return int(part.num_values // group.num_rows)
+        for part in _parts(group, column):
+            if group.num_rows:
+                return round(part.num_values / group.num_rows)
     return 0
+
+
+def _parts(group: pq.RowGroupMetaData, column: str) -> list[pq.ColumnChunkMetaData]:
+    """What a row group holds of a column: one part, or several where it is nested. Names may have dots in them."""
+    parts = [group.column(i) for i in range(group.num_columns)]
+    return [part for part in parts if f"{part.path_in_schema}.".startswith(f"{column}.")]
 
 
 def _is_list(value: pa.DataType) -> bool:
@@ -414,7 +481,7 @@ def _numpy_type(value: pa.DataType) -> np.dtype[Any]:
         value = value.value_type
     try:
         return np.dtype(value.to_pandas_dtype())
-    except NotImplementedError:
+    except (NotImplementedError, TypeError):
         return np.dtype(object)
 
 
@@ -427,7 +494,9 @@ def _to_numpy(values: pa.Array | pa.ChunkedArray) -> Array:
 
 
 def as_ids(values: Array) -> Array:
-    """Identifiers as int64, or as an object array of str."""
+    """Identifiers as int64 or uint64, or as an object array of str; times in ISO 8601."""
     if values.dtype.kind in "iu":
-        return values.astype(np.int64)
+        return values.astype(f"{values.dtype.kind}8")
+    if values.dtype.kind == "M":
+        values = np.datetime_as_string(values)
     return np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()], dtype=object)
