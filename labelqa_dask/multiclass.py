@@ -325,7 +325,7 @@ def _confidence_weighted_entropy(tile: Any, m: int, given: Any, entropy: Any, sc
         entropy[i] = 0.0
     for j in range(len(tile)):
         for i in range(m):
-            p = max(tile[j, i], 0.0)
+            p = min(max(tile[j, i], 0.0), 1.0)
             entropy[i] -= p * log_positive(p)
     unit = math.log(len(tile))
     for i in range(m):
