@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from labelqa_dask.storage.lease import holder_of
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import Json, Version, latest, version_names
 
@@ -34,7 +35,9 @@ def _how_far(version: Version, manifest: Json) -> str:
     done = sum(1 for _ in (version.run / "done").entries())
     passes = sum(1 for _ in (version.run / "stats").entries())
     estimated = f", {passes} statistics passes finished" if passes else ""
-    return f"unfinished: {done:,} of {total:,} regions scored{estimated}"
+    holder = holder_of(version.out)
+    active = f", process {holder.pid} on {holder.host} is at work" if holder else ""
+    return f"unfinished: {done:,} of {total:,} regions scored{estimated}{active}"
 
 
 def _took(version: Version) -> str:

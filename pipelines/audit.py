@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from distributed import Client
 
+from labelqa_dask.storage.lease import holding
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import (
     Json,
@@ -82,11 +83,19 @@ def run_audit(
     out = Location.parse(config.output.uri, config.storage)
     planned = {**plan.manifest(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
     planned |= {"software": software_versions(), "digest": manifest_digest(planned)}
-    published = latest(out)
-    version, resumed = open_version(out, planned, fresh=fresh)
-    if version == published:
-        return Audited(Run(version), unchanged=True, resumed=False)
-    manifest = version.manifest() or planned
+    with holding(out):
+        published = latest(out)
+        version, resumed = open_version(out, planned, fresh=fresh)
+        if version == published:
+            return Audited(Run(version), unchanged=True, resumed=False)
+        _work(plan, version, version.manifest() or planned, client, listener, call, resumed)
+    return Audited(Run(version), unchanged=False, resumed=resumed)
+
+
+def _work(
+    plan: Plan, version: Version, manifest: Json, client: Client, listener: Listener, call: Call, resumed: bool
+) -> None:
+    """The stages after the plan, each timed."""
     digest = manifest["digest"]
     timings: dict[str, float] = {}
 
@@ -104,7 +113,6 @@ def run_audit(
     selection = timed("select", select, plan, version, digest, client)
     version.run.write("timings.json", dump_json({"seconds": timings, "resumed": resumed}))
     timed("publish", publish, plan, version, manifest, selection)
-    return Audited(Run(version), unchanged=False, resumed=resumed)
 
 
 def open_version(out: Location, planned: Json, *, fresh: bool) -> tuple[Version, bool]:

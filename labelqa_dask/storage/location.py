@@ -10,7 +10,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
@@ -168,6 +168,11 @@ class Location:
         with self.errors_of(""):
             found = obstore.list_with_delimiter(self.store)["common_prefixes"]
         return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found)
+
+    def delete_object(self, path: str) -> None:
+        """Delete one object, if it exists."""
+        with self.errors_of(path), suppress(FileNotFoundError):
+            obstore.delete(self.store, path)
 
     def delete(self) -> None:
         """Delete every object below this location."""

@@ -70,7 +70,6 @@ class ZarrSink:
                     dimension_names=output.dims,
                     fill_value=np.nan if output.dtype.kind == "f" else None,
                     compressors="auto" if output.dtype == object else _compressor(output.dtype),
-                    config={"write_empty_chunks": True},
                 )
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Consolidated metadata")
@@ -80,7 +79,7 @@ class ZarrSink:
         with self.location.errors_of(name):
             if name not in self._arrays:
                 store = ZarrObjectStore(self.location.store)
-                self._arrays[name] = zarr.open_array(store, path=name, mode="r+", config={"write_empty_chunks": True})
+                self._arrays[name] = zarr.open_array(store, path=name, mode="r+")
             self._arrays[name][index] = values
 
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from labelqa_dask.storage.lease import holder_of
 from labelqa_dask.storage.record import Version, latest
 
 COMMAND = [sys.executable, "-m", "flows.cli", "run", "--no-prefect"]
@@ -65,3 +66,22 @@ def test_a_run_killed_again_and_again_still_ends_in_the_same_bytes(
         run_and_kill(config, version, after_receipts=receipts)
     run(config)
     assert published_files(stored.out) == published_files(undisturbed.out)
+
+
+def test_a_second_run_is_refused_while_one_is_at_work(segmentation_from_zarr, tmp_path, config_file):
+    stored = segmentation_from_zarr(str(tmp_path), n=200)
+    config = config_file(stored)
+    first = subprocess.Popen([*COMMAND, str(config)], start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        while holder_of(stored.out) is None:
+            assert first.poll() is None
+        second = subprocess.run([*COMMAND, str(config)], capture_output=True, text=True)
+        assert second.returncode == 1
+        assert f"process {first.pid} on " in second.stderr
+        assert "has been working on this output since" in second.stderr
+        assert first.wait() == 0
+    finally:
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+            first.wait()
+    assert latest(stored.out) == Version(stored.out, "v000001")
