@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -183,7 +184,7 @@ def invalid_example(block: Block, start: int) -> InvalidInput:
     labels, pred_probs = block["labels"][tile], block["pred_probs"][tile].astype(np.float64)
     k = pred_probs.shape[1]
     valid = ((pred_probs >= -PROBABILITY_TOLERANCE) & (pred_probs <= 1 + PROBABILITY_TOLERANCE)).all(axis=1)
-    totals = pred_probs.T.copy().sum(axis=0)  # class by class, as the kernel adds
+    totals = reduce(np.add, pred_probs.T)  # class by class, as the kernel adds
     valid &= np.abs(totals - 1) <= _sum_tolerance(block)
     valid &= (labels >= 0) & (labels < k)
     i = int(np.flatnonzero(~valid)[0])

@@ -15,6 +15,7 @@ from labelqa_dask.storage.sources import Source
 
 BLOCK_BYTES = 64 << 20
 REGION_BYTES = 512 << 20
+REGION_ROWS = 1 << 20
 FEWEST_REGIONS = 32
 
 
@@ -98,7 +99,7 @@ def choose_layout(
     row_bytes = block_bytes(task, sources, {**sizes, **tile, "example": 1})
     block_rows = granule * max(1, BLOCK_BYTES // max(1, row_bytes * granule))
     example_bytes = block_bytes(task, sources, {**sizes, "example": 1})
-    wanted = region_rows or min(-(-n // FEWEST_REGIONS), max(1, REGION_BYTES // max(1, example_bytes)))
+    wanted = region_rows or min(-(-n // FEWEST_REGIONS), max(1, REGION_BYTES // max(1, example_bytes)), REGION_ROWS)
     block_rows = min(block_rows, -(-wanted // granule) * granule)
     step = -(-wanted // block_rows) * block_rows
     bounds = tuple(group_bounds(source.row_bounds(), wanted)) if irregular and not regular else None

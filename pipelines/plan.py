@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +17,7 @@ from labelqa_dask.core.task import Task
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.record import Json
 from labelqa_dask.storage.sinks import OutputArray, ParquetSink, Sink, ZarrSink
-from labelqa_dask.storage.sources import ParquetSource, Source, ZarrSource
+from labelqa_dask.storage.sources import ParquetSource, Source, ZarrSource, as_ids
 from pipelines.config import AuditConfig, InputConfig
 from pipelines.layout import Layout, block_bytes, choose_layout
 
@@ -83,6 +83,11 @@ class Plan:
     def worker_bytes(self) -> int:
         """Peak memory of a worker."""
         return WORKER_BYTES + self.resources.threads_per_worker * self.region_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether a worker has the memory for it."""
+        return self.worker_bytes <= USABLE_SHARE * self.resources.memory_limit
 
     def sink(self, location: Location) -> Sink:
         if self.config.output.format == "zarr":
@@ -166,10 +171,9 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
             "output.format",
             "Use format: zarr.",
         )
-    regular = config.output.format == "zarr"
-    layout = choose_layout(task, sources, sizes, regular=regular, region_rows=config.output.region_rows)
+    layout = _lay_out(config, task, sources, sizes)
     plan = Plan(config, task, params, sources, ids, layout, _outputs(task, sources, ids, layout), resources)
-    if plan.worker_bytes > USABLE_SHARE * resources.memory_limit:
+    if not plan.fits:
         raise _does_not_fit(plan)
     return plan
 
@@ -188,6 +192,11 @@ def software_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _SOFTWARE}}
 
 
+def _lay_out(config: AuditConfig, task: Task[Any], sources: Mapping[str, Source], sizes: Mapping[str, int]) -> Layout:
+    regular = config.output.format == "zarr"
+    return choose_layout(task, sources, sizes, regular=regular, region_rows=config.output.region_rows)
+
+
 def _outputs(
     task: Task[Any], sources: Mapping[str, Source], ids: Source | None, layout: Layout
 ) -> tuple[OutputArray, ...]:
@@ -200,35 +209,74 @@ def _outputs(
         chunks = tuple(min(c, size) for c, size in zip(chunks, shape, strict=True))
         outputs.append(OutputArray(spec.name, spec.dims, shape, spec.score_dtype(predictions), chunks))
     if ids:
-        dtype = np.dtype(np.int64) if ids.dtype.kind in "iu" else np.dtype(object)
+        dtype = as_ids(np.empty(0, ids.dtype)).dtype
         outputs.append(OutputArray("id", ("example",), ids.shape, dtype, (min(layout.regions.step, ids.shape[0]),)))
     return tuple(outputs)
 
 
 def _does_not_fit(plan: Plan) -> InvalidConfig:
     resources = plan.resources
-    room = USABLE_SHARE * resources.memory_limit - WORKER_BYTES
-    threads = int(room // plan.region_bytes)
-    remedies = [f"memory_limit of {format_bytes(int(plan.worker_bytes / USABLE_SHARE) + (1 << 20))}"]
-    if threads >= 1:
-        remedies.append(f"number of threads_per_worker of {threads}")
-    leader = plan.task.inputs[-1]
-    block = plan.layout.block
-    shrink = plan.region_bytes * resources.threads_per_worker / room if room > 0 else float("inf")
-    splittable = block["example"] > 1 and np.isfinite(shrink)
-    if splittable and block["example"] // shrink >= 1:
-        remedies.append(f"copy of {leader.name} in chunks of {int(block['example'] // shrink):,} examples")
-    elif np.isfinite(shrink) and (inner := [dim for dim in leader.dims if dim not in ("example", "class")]):
-        side = int((shrink * (1 if block["example"] == 1 else 1 / block["example"])) ** (1 / len(inner))) + 1
-        extent = " × ".join(f"{max(1, block[dim] // side):,}" for dim in inner)
-        remedies.append(f"copy of {leader.name} in chunks of 1 example and {extent} ({' × '.join(inner)})")
     return InvalidConfig(
         f"does not fit: a worker would need {format_bytes(plan.worker_bytes)} "
         f"({format_bytes(plan.region_bytes)} for each of {resources.threads_per_worker} threads), "
         f"but has {format_bytes(resources.memory_limit)}, of which {USABLE_SHARE:.0%} can be planned with",
         "memory",
-        f"It would fit with a {', or a '.join(remedies)}.",
+        f"It would fit with {', or '.join(_remedies(plan))}.",
     )
+
+
+def _remedies(plan: Plan) -> Iterator[str]:
+    """Changes each of which makes the run fit, as planning with them shows."""
+    resources = plan.resources
+    yield f"a memory_limit of {int(plan.worker_bytes / USABLE_SHARE / (1 << 20)) + 1} MiB"
+    for threads in range(resources.threads_per_worker - 1, 0, -1):
+        if replace(plan, resources=replace(resources, threads_per_worker=threads)).fits:
+            yield f"{resources.workers} workers with threads_per_worker of {threads}"
+            break
+    rows = _region_rows_that_fit(plan)
+    if rows:
+        yield f"output.region_rows of {rows}"
+    chunk = _chunks_that_fit(plan)
+    if chunk:
+        rows, *inner = chunk.values()
+        extent = f" of {' × '.join(f'{size:,}' for size in inner)} ({' × '.join([*chunk][1:])})" if inner else ""
+        yield f"inputs rewritten in chunks (Parquet: row groups) of {rows:,} example{'s' if rows > 1 else ''}{extent}"
+
+
+def _chunks_that_fit(plan: Plan) -> dict[str, int] | None:
+    """Chunks of all inputs with which a run fits: the examples are halved first, then the longest side of one."""
+    chunk = {dim: size for dim, size in plan.layout.block.items() if dim != "class"}
+    while max(chunk.values()) > _fewest_rows(plan):
+        longest = "example" if chunk["example"] > 1 else max(chunk, key=lambda dim: chunk[dim])
+        chunk[longest] = -(-chunk[longest] // 2)
+        sources = {
+            spec.name: plan.sources[spec.name].rechunked([chunk.get(dim) for dim in spec.dims])
+            for spec in plan.task.inputs
+        }
+        if _laid_out_again(plan, plan.config, sources).fits:
+            return chunk
+    return None
+
+
+def _region_rows_that_fit(plan: Plan) -> int | None:
+    rows = plan.layout.regions.step
+    while rows > _fewest_rows(plan):
+        rows = -(-rows // 2)
+        output = plan.config.output.model_copy(update={"region_rows": rows})
+        if _laid_out_again(plan, plan.config.model_copy(update={"output": output}), plan.sources).fits:
+            return rows
+    return None
+
+
+def _fewest_rows(plan: Plan) -> int:
+    """Below this nobody would want to store the data: a thousand numbers, or one image."""
+    return 1000 if len(plan.task.dims) == 2 else 1
+
+
+def _laid_out_again(plan: Plan, config: AuditConfig, sources: Mapping[str, Source]) -> Plan:
+    layout = _lay_out(config, plan.task, sources, plan.layout.sizes)
+    outputs = _outputs(plan.task, sources, plan.ids, layout)
+    return replace(plan, config=config, sources=sources, layout=layout, outputs=outputs)
 
 
 def _describe_input(settings: InputConfig, source: Source) -> Json:

@@ -78,9 +78,9 @@ class Version:
             return None
         try:
             manifest: Json = json.loads(content)
-        except ValueError:
+            return manifest if manifest["digest"] == manifest_digest(manifest) else None
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        return manifest if manifest.get("digest") == manifest_digest(manifest) else None
 
     def write_manifest(self, manifest: Json) -> None:
         self.run.write("manifest.json", dump_json(manifest))
@@ -125,11 +125,14 @@ def latest(out: Location) -> Version | None:
     if content is None:
         return None
     try:
-        return Version(out, json.loads(content)["version"])
+        name = json.loads(content)["version"]
     except (ValueError, KeyError, TypeError):
+        name = ""
+    if not _is_version(str(name)):
         raise StorageError(
             "is damaged", str(out / "latest.json"), 'Restore it: {"version": "v00000N"} with the last version.'
-        ) from None
+        )
+    return Version(out, name)
 
 
 def unfinished(out: Location) -> Version | None:
@@ -147,7 +150,11 @@ def next_version(out: Location) -> Version:
 
 def version_names(out: Location) -> list[str]:
     """Names of all versions, oldest first."""
-    return [name for name in out.children() if len(name) == 7 and name[0] == "v" and name[1:].isdigit()]
+    return [name for name in out.children() if _is_version(name)]
+
+
+def _is_version(name: str) -> bool:
+    return len(name) == 7 and name[0] == "v" and name[1:].isdecimal()
 
 
 # Parts of a manifest that say when and by what it was made, not what is to be computed.

@@ -90,6 +90,10 @@ class Source(Protocol):
         """Memory that reading a block of some shape takes at its peak, the result included."""
         ...
 
+    def rechunked(self, chunks: Sequence[int | None]) -> Self:
+        """The source as it would be in other chunks (None: as they are), to plan with and not to read from."""
+        ...
+
 
 # -- Zarr ----------------------------------------------------------------------------------------------------------
 
@@ -172,6 +176,9 @@ class ZarrSource:
         in_flight = min(_CHUNKS_IN_FLIGHT, int(np.prod([-(-b // c) for b, c in zip(block, self.chunks, strict=True)])))
         raw = int(np.prod(block)) * self.stored.itemsize if self.attributes else 0
         return result + raw + 2 * chunk * in_flight
+
+    def rechunked(self, chunks: Sequence[int | None]) -> Self:
+        return replace(self, chunks=tuple(wanted or c for wanted, c in zip(chunks, self.chunks, strict=True)))
 
     def _decode(self, values: Array) -> Array:
         if not self.attributes:
@@ -343,8 +350,15 @@ class ParquetSource:
         return Fingerprint.of(self.files)
 
     def decode_bytes(self, block: Sequence[int]) -> int:
-        result = int(np.prod(block)) * self.dtype.itemsize
-        return 2 * result + 2 * max((group.nbytes for group in self.groups), default=0)
+        row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        longest = max((group.stop - group.start for group in self.groups), default=0)
+        return 2 * row * max(block[0], longest) + 2 * max((group.nbytes for group in self.groups), default=0)
+
+    def rechunked(self, chunks: Sequence[int | None]) -> Self:
+        rows, n = chunks[0] or self.shape[0], self.shape[0]
+        nbytes = sum(group.nbytes for group in self.groups) // n * rows
+        starts = range(0, n, rows)
+        return replace(self, groups=tuple(RowGroup("", 0, start, min(start + rows, n), nbytes) for start in starts))
 
     def _read_group(self, group: RowGroup) -> Array:
         place = str(self.location / group.file)

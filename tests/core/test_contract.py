@@ -1,0 +1,209 @@
+"""What every method must keep to; each one that the package has is tested, whatever it computes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import reduce
+from itertools import pairwise, product
+from typing import Any, Literal, get_args, get_origin
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from dask.array.utils import assert_eq
+
+from labelqa_dask.core import blocks, public
+from labelqa_dask.core.class_scores import ClassScores
+from labelqa_dask.core.errors import InvalidConfig
+from labelqa_dask.core.task import Block, State, get_task, task_names
+from tests.strategies import probabilities
+
+SIZES = {"example": 12, "class": 3, "y": 4, "x": 5}
+FLOATS = ["float64", "float32", "float16"]
+
+
+def settings_of(task: Any) -> Iterator[dict[str, Any]]:
+    """Every combination of the choices that a method offers and does not refuse."""
+    choices = {}
+    for name, field in task.params_model.model_fields.items():
+        if field.annotation is bool:
+            choices[name] = [False, True]
+        elif get_origin(field.annotation) is Literal:
+            choices[name] = list(get_args(field.annotation))
+    for values in product(*choices.values()):
+        settings = dict(zip(choices, values, strict=True))
+        try:
+            task.params(**settings)
+        except InvalidConfig:
+            continue
+        yield settings
+
+
+CASES = [
+    pytest.param(get_task(name), get_task(name).params(**settings), id="-".join([name, *map(str, settings.values())]))
+    for name in task_names()
+    for settings in settings_of(get_task(name))
+]
+each_method = pytest.mark.parametrize(("task", "params"), CASES)
+
+
+def inputs(task: Any, dtype: str = "float64", **sizes: int) -> dict[str, Any]:
+    """Valid arrays as the task's specs declare them."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for spec in task.inputs:
+        shape = tuple({**SIZES, **sizes}[dim] for dim in spec.dims)
+        if spec.kind == "labels":
+            arrays[spec.name] = rng.integers(0, 2 if "class" in spec.dims else SIZES["class"], shape)
+        elif "class" in spec.dims:
+            arrays[spec.name] = probabilities(rng, shape, spec.dims.index("class")).astype(dtype)
+        else:
+            arrays[spec.name] = rng.random(shape).astype(dtype)
+    return arrays
+
+
+def chunked(task: Any, arrays: dict[str, Any], size: int) -> dict[str, Any]:
+    return {name: da.from_array(array, chunks=size) for name, array in arrays.items()}
+
+
+def stats_of(task: Any, params: Any, arrays: dict[str, Any]) -> dict[str, Any]:
+    stats: dict[str, Any] = {}
+    for step in task.passes(params):
+        stats[step.name] = step.of(Block(arrays), params, stats).result()
+    return stats
+
+
+def parts(task: Any, arrays: dict[str, Any], cuts: list[int]) -> list[Block]:
+    return [
+        Block({name: array[start:stop] for name, array in arrays.items()}, {"example": start})
+        for start, stop in pairwise(cuts)
+    ]
+
+
+def test_there_are_methods_to_test() -> None:
+    assert {"multiclass", "segmentation"} <= set(task_names())
+    assert {case.values[0].name for case in CASES} == set(task_names())
+
+
+@each_method
+def test_a_method_declares_what_the_engines_rely_on(task: Any, params: Any) -> None:
+    assert get_task(task.name) is task
+    assert task.inputs[0].kind == "labels"
+    assert set().union(*(spec.dims for spec in task.inputs)) == set(task.dims)
+    ranked = next(spec for spec in task.outputs if spec.name == task.ranked_by)
+    assert ranked.dims == ("example",)
+    for spec in (*task.inputs, *task.outputs):
+        assert spec.dims[0] == "example"
+        assert list(spec.dims) == [dim for dim in task.dims if dim in spec.dims]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@each_method
+def test_outputs_are_as_declared(task: Any, params: Any, dtype: str) -> None:
+    outputs = public.run(task, inputs(task, dtype), params)
+    assert list(outputs) == [spec.name for spec in task.outputs]
+    for spec in task.outputs:
+        scores = outputs[spec.name]
+        assert scores.shape == tuple(SIZES[dim] for dim in spec.dims)
+        assert scores.dtype == spec.score_dtype(np.dtype(dtype))
+        assert np.isfinite(scores).all()
+        assert ((scores >= -1e-6) & (scores <= 1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@each_method
+def test_lazy_outputs_promise_what_they_become(task: Any, params: Any, dtype: str) -> None:
+    arrays = inputs(task, dtype)
+    lazy, eager = public.run(task, chunked(task, arrays, 2), params), public.run(task, arrays, params)
+    for spec in task.outputs:
+        assert lazy[spec.name].dtype == spec.score_dtype(np.dtype(dtype))
+        assert lazy[spec.name].chunks[0] == (2,) * 6
+        assert_eq(lazy[spec.name], eager[spec.name], scheduler="sync", rtol=1e-12 if dtype == "float64" else 1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 12])
+@each_method
+def test_chunking_does_not_change_the_scores(task: Any, params: Any, size: int) -> None:
+    arrays = inputs(task)
+    eager = public.run(task, arrays, params)
+    (lazy,) = dask.compute(public.run(task, chunked(task, arrays, size), params), scheduler="sync")
+    by_rows = public.run(task, arrays, params, rows=size, threads=2)
+    for spec in task.outputs:
+        np.testing.assert_allclose(lazy[spec.name], eager[spec.name], rtol=1e-12)
+        np.testing.assert_array_equal(by_rows[spec.name], eager[spec.name])
+
+
+@each_method
+def test_the_states_of_passes_merge(task: Any, params: Any) -> None:
+    arrays = inputs(task)
+    stats = stats_of(task, params, arrays)
+    for step in task.passes(params):
+        whole = step.of(Block(arrays), params, stats)
+        merged = reduce(
+            lambda left, right: left.merge(right),
+            [step.of(block, params, stats) for block in parts(task, arrays, [0, 1, 5, 12])],
+        )
+        assert isinstance(whole, step.state)
+        assert isinstance(whole, State)
+        np.testing.assert_allclose(merged.result(), whole.result(), rtol=1e-12)
+
+
+@each_method
+def test_blocks_of_no_example_are_blocks_like_any_other(task: Any, params: Any) -> None:
+    arrays = inputs(task)
+    stats = stats_of(task, params, arrays)
+    nothing, everything = parts(task, arrays, [0, 0, 12])
+    for step in task.passes(params):
+        whole = step.of(everything, params, stats)
+        for state in (step.of(nothing, params, stats).merge(whole), whole.merge(step.of(nothing, params, stats))):
+            np.testing.assert_array_equal(state.result(), whole.result())
+    scores = blocks.finished(task.score(nothing, params, stats))
+    for spec in task.outputs:
+        assert scores[spec.name].shape == (0, *(SIZES[dim] for dim in spec.dims[1:]))
+        assert scores[spec.name].dtype == spec.score_dtype(np.dtype("float64"))
+
+
+@each_method
+def test_states_survive_storage_without_pickle(task: Any, params: Any) -> None:
+    arrays = inputs(task)
+    stats = stats_of(task, params, arrays)
+    states = [step.of(Block(arrays), params, stats) for step in task.passes(params)]
+    states += [value for value in task.score(Block(arrays), params, stats).values() if isinstance(value, State)]
+    for state in states:
+        buffer = io.BytesIO()
+        np.savez(buffer, **{field.name: getattr(state, field.name) for field in fields(state)})
+        buffer.seek(0)
+        with np.load(buffer, allow_pickle=False) as stored:
+            again = type(state)(**{name: stored[name] for name in stored.files})
+        np.testing.assert_array_equal(again.merge(state).result(), state.merge(state).result())
+
+
+@each_method
+def test_what_a_block_tells_of_its_examples_is_of_that_length(task: Any, params: Any) -> None:
+    arrays = inputs(task)
+    block = Block(arrays)
+    scores = blocks.finished(task.score(block, params, stats_of(task, params, arrays)))
+    for values in task.describe(block, np.array([3, 1])).values():
+        assert values.shape == (2,)
+    classes = task.class_scores(block, scores)
+    if classes is not None:
+        assert isinstance(classes, ClassScores)
+        assert classes.count.sum() == arrays[task.inputs[0].name].size
+    preview = task.preview(parts(task, arrays, [4, 5])[0])
+    if preview is not None:
+        assert preview.given.shape == preview.predicted.shape == preview.pixel_scores.shape
+
+
+@each_method
+def test_inputs_are_left_as_they_were(task: Any, params: Any) -> None:
+    arrays = inputs(task)
+    for array in arrays.values():
+        array.flags.writeable = False
+    public.run(task, arrays, params)
+    (lazy,) = dask.compute(public.run(task, chunked(task, arrays, 5), params), scheduler="sync")
+    assert list(lazy) == [spec.name for spec in task.outputs]
+    for name, untouched in inputs(task).items():
+        np.testing.assert_array_equal(arrays[name], untouched)

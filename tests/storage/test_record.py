@@ -1,0 +1,332 @@
+"""The record of a run: what is written is read back exactly, and what is damaged counts as not there."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import pytest
+from hypothesis import given
+from numpy.typing import NDArray
+
+from labelqa_dask.core.class_scores import ClassScores
+from labelqa_dask.core.errors import RunConflict, StorageError
+from labelqa_dask.core.order import Histogram, KWorst
+from labelqa_dask.core.summary import Summary
+from labelqa_dask.multiclass import ClassMeans
+from labelqa_dask.storage.location import Location
+from labelqa_dask.storage.record import (
+    Receipt,
+    Version,
+    check_same,
+    latest,
+    manifest_digest,
+    next_version,
+    unfinished,
+    version_names,
+)
+from tests.stores import Place
+from tests.strategies import scores, seeded
+
+MANIFEST = {
+    "format": 1,
+    "task": "multiclass",
+    "params": {"method": "self_confidence", "temperature": 0.1},
+    "inputs": {"labels": {"uri": "s3://b/x", "digest": "abc"}},
+    "layout": {"region_bounds": [0, 5, 9]},
+    "created": "2024-01-01",
+    "software": {"dask": "1"},
+}
+
+
+def signed(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {**manifest, "digest": manifest_digest(manifest)}
+
+
+def summary_of(values: NDArray[np.float64], ids: NDArray[Any] | None = None, classes: bool = True) -> Summary:
+    worst = KWorst.candidates(values, 3)
+    columns = {"given_label": np.arange(len(values))[worst]} | ({} if ids is None else {"id": ids[worst]})
+    per_class = ClassScores.of(np.arange(len(values)) % 2, values, 2) if classes else None
+    return Summary.of(values, 10**12, per_class, 3, columns)
+
+
+def receipt_of(summary: Summary, region: str = "00003") -> Receipt:
+    return Receipt(region, 30, 40, "digest of the manifest", "checksum of the content", summary)
+
+
+def assert_same(left: Any, right: Any) -> None:
+    """Equal to the last bit, with types and all."""
+    assert type(left) is type(right)
+    if is_dataclass(left):
+        for field in fields(left):
+            assert_same(getattr(left, field.name), getattr(right, field.name))
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, np.ndarray):
+        np.testing.assert_array_equal(left, right, strict=True)
+    else:
+        assert left == right
+
+
+@pytest.fixture
+def version(tmp_path: Any) -> Version:
+    return Version(Location.parse(tmp_path), "v000001")
+
+
+# -- receipts
+
+IDS = [None, np.array(["a", "é\n\"'", "", "日本"] * 10, object), np.arange(2**64 - 40, 2**64, dtype=np.uint64)]
+
+
+@pytest.mark.parametrize("ids", IDS, ids=["no ids", "strings", "uint64"])
+@seeded
+@given(values=scores())
+def test_a_receipt_comes_back_exactly(ids: NDArray[Any] | None, values: NDArray[np.float64]) -> None:
+    receipt = receipt_of(summary_of(values, None if ids is None else ids[: len(values)]))
+    read = Receipt.from_json(receipt.to_json())
+    assert read is not None
+    assert_same(read, receipt)
+
+
+@pytest.mark.parametrize("values", [np.full(4, np.nan), np.empty(0), np.array([5e-324, 0.1 + 0.2, 1 - 2**-53])])
+def test_a_receipt_of_extreme_scores_comes_back_exactly(values: NDArray[np.float64]) -> None:
+    receipt = receipt_of(summary_of(values, np.array(["x"] * len(values), object), classes=False))
+    read = Receipt.from_json(receipt.to_json())
+    assert read is not None
+    assert_same(read, receipt)
+    assert_same(read.summary.merge(read.summary), receipt.summary.merge(receipt.summary))
+
+
+def test_a_receipt_is_plain_json_with_the_same_bytes_every_time() -> None:
+    content = receipt_of(summary_of(np.array([0.5, 0.25]), IDS[1])).to_json()
+    assert content == receipt_of(summary_of(np.array([0.5, 0.25]), IDS[1])).to_json()
+    read = json.loads(content, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert read["region"] == "00003"
+    assert read["summary"]["examples"] == 2
+
+
+def test_a_receipt_that_is_cut_off_anywhere_is_none() -> None:
+    content = receipt_of(summary_of(np.array([0.5, 0.25]), IDS[1])).to_json()
+    assert Receipt.from_json(content) is not None
+    assert not [size for size in range(len(content) - 1) if Receipt.from_json(content[:size]) is not None]
+
+
+def test_a_receipt_with_a_flipped_bit_is_none_or_still_the_same() -> None:
+    receipt = receipt_of(summary_of(np.array([0.5, 0.25]), IDS[1]))
+    content = receipt.to_json()
+    lost = 0
+    for i in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[i // 8] ^= 1 << i % 8
+        read = Receipt.from_json(bytes(flipped))
+        if read is None:
+            lost += 1
+        else:
+            assert_same(read, receipt)
+    assert lost > 7 * len(content), "only a bit of white space may flip unnoticed"
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b'"x"', b"\xff", b'{"digest": "x"}', b"1e999"])
+def test_anything_else_is_no_receipt(content: bytes) -> None:
+    assert Receipt.from_json(content) is None
+
+
+def test_receipts_are_those_of_one_manifest_and_undamaged(place: Place) -> None:
+    version = Version(place("out"), "v000001")
+    assert version.receipts("x") == {}
+    good = replace(receipt_of(summary_of(np.array([0.5])), "00001"), manifest="x")
+    version.write_receipt(good)
+    version.write_receipt(replace(good, region="00002", manifest="y"))
+    version.write_receipt(replace(good, region="00003"))
+    version.run.write("done/00003.json", good.to_json()[:-20])
+    version.run.write("done/00004.json", b"")
+    found = version.receipts("x")
+    assert list(found) == ["00001"]
+    assert_same(found["00001"], good)
+
+
+# -- states of passes
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A state with a number of each kind beside its arrays."""
+
+    total: NDArray[np.float64]
+    count: int
+    share: float
+
+    def merge(self, other: Self) -> Self:
+        return self
+
+    def result(self) -> Any:
+        return None
+
+
+STATES = [
+    ClassMeans(np.array([0.1 + 0.2, 1e-300, 0.0]), np.array([3, 0, 2**62])),
+    Histogram(np.arange(100)),
+    Mixed(np.empty((0, 3)), 2**60, 0.1),
+]
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: type(state).__name__)
+def test_a_state_comes_back_exactly(place: Place, state: Any) -> None:
+    version = Version(place("out"), "v000001")
+    assert version.read_state("means", type(state), "x") is None
+    version.write_state("means", state, "x")
+    assert_same(version.read_state("means", type(state), "x"), state)
+    assert version.read_state("means", type(state), "y") is None
+    assert version.read_state("other", type(state), "x") is None
+
+
+def test_a_state_of_another_kind_is_none(version: Version) -> None:
+    version.write_state("means", Histogram(np.arange(3)), "x")
+    assert version.read_state("means", ClassMeans, "x") is None
+
+
+def test_a_state_that_is_cut_off_or_has_a_flipped_bit_is_none_or_still_the_same(version: Version) -> None:
+    state = STATES[0]
+    version.write_state("means", state, "x")
+    content = version.run.read("stats/means.npz")
+    cut = [content[:size] for size in range(0, len(content) - 1, 29)]
+    flipped = []
+    for i in range(0, len(content), 3):
+        damaged = bytearray(content)
+        damaged[i] ^= 1 << i % 8
+        flipped.append(bytes(damaged))
+    lost = 0
+    for damaged in [*cut, *flipped]:
+        version.run.write("stats/means.npz", damaged)
+        read = version.read_state("means", ClassMeans, "x")
+        if read is None:
+            lost += 1
+        else:
+            assert_same(read, state)
+    assert lost > len(cut) + len(flipped) / 2
+
+
+def test_nothing_is_ever_unpickled(version: Version) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return pytest.fail, ("was unpickled",)
+
+    buffer = io.BytesIO()
+    trapped = np.array([Trap()], dtype=object)
+    np.savez(buffer, manifest=np.array("x"), total=trapped, count=np.zeros(3, int), allow_pickle=True)
+    version.run.write("stats/means.npz", buffer.getvalue())
+    assert version.read_state("means", ClassMeans, "x") is None
+    buffer = io.BytesIO()
+    np.save(buffer, trapped, allow_pickle=True)
+    version.run.write("stats/means.npz", buffer.getvalue())
+    assert version.read_state("means", ClassMeans, "x") is None
+
+
+# -- manifests
+
+
+def test_a_manifest_comes_back_as_it_was_written(place: Place) -> None:
+    version = Version(place("out"), "v000001")
+    assert version.manifest() is None
+    version.write_manifest(signed(MANIFEST))
+    assert version.manifest() == signed(MANIFEST)
+
+
+def test_a_manifest_that_is_cut_off_or_changed_is_none(version: Version) -> None:
+    version.write_manifest(signed(MANIFEST))
+    content = version.run.read("manifest.json")
+    for damaged in [
+        b"",
+        b"null",
+        b"[]",
+        content[:-10],
+        content.replace(b"0.1", b"0.2"),
+        content.replace(b"abc", b"abd"),
+    ]:
+        version.run.write("manifest.json", damaged)
+        assert version.manifest() is None
+
+
+def test_the_digest_is_of_what_is_computed_not_of_when_or_by_what() -> None:
+    assert manifest_digest({**MANIFEST, "created": "2025", "software": {}, "digest": "x"}) == manifest_digest(MANIFEST)
+    assert manifest_digest({**MANIFEST, "task": "segmentation"}) != manifest_digest(MANIFEST)
+    assert manifest_digest({**MANIFEST, "new": None}) != manifest_digest(MANIFEST)
+    assert manifest_digest(dict(reversed(MANIFEST.items()))) == manifest_digest(MANIFEST)
+    assert manifest_digest(json.loads(json.dumps(MANIFEST))) == manifest_digest(MANIFEST)
+
+
+def test_what_differs_is_named_exactly() -> None:
+    check_same(signed(MANIFEST), {**signed(MANIFEST), "created": "2025", "software": {}}, "OUT")
+    planned = {
+        **MANIFEST,
+        "params": {"method": "self_confidence", "alpha": 1},
+        "inputs": {"labels": {"uri": "s3://b/x", "digest": "abd"}},
+        "layout": {"region_bounds": [0, 9]},
+    }
+    with pytest.raises(RunConflict) as caught:
+        check_same(signed(MANIFEST), signed(planned), "OUT")
+    assert str(caught.value) == (
+        "OUT: an unfinished run there was begun with other settings or inputs: "
+        "inputs.labels.digest: abc then, abd now; "
+        "layout.region_bounds: [0, 5, 9] then, [0, 9] now; "
+        "params.alpha: not set then, 1 now; "
+        "params.temperature: 0.1 then, not set now. "
+        "Run it as it was begun to finish it, or add --fresh to discard it and start anew."
+    )
+
+
+# -- versions
+
+
+def test_versions_are_numbered_and_the_newest_unpublished_one_is_unfinished(place: Place) -> None:
+    out = place("out")
+    assert latest(out) is None
+    assert unfinished(out) is None
+    assert next_version(out).name == "v000001"
+    first = Version(out, "v000001")
+    first.write_manifest(signed(MANIFEST))
+    assert latest(out) is None
+    assert unfinished(out) == first
+    assert next_version(out).name == "v000002"
+    first.publish({"task": "multiclass"})
+    assert latest(out) == first
+    assert unfinished(out) is None
+    assert json.loads(out.read("latest.json")) == {"version": "v000001", "task": "multiclass"}
+    for name in ["v000009", "v000010"]:
+        Version(out, name).write_manifest(signed(MANIFEST))
+    assert unfinished(out) == Version(out, "v000010")
+    assert next_version(out).name == "v000011"
+    Version(out, "v000010").publish({})
+    assert unfinished(out) is None
+    assert latest(out) == Version(out, "v000010")
+
+
+def test_only_versions_count_as_versions(place: Place) -> None:
+    for name in ["v000002", "v1", "v0000003", "w000004", "v00000x", "notes"]:
+        place(f"out/{name}").write("x", b"")
+    place("out").write("v000005", b"a file, no version")
+    assert version_names(place("out")) == ["v000002"]
+
+
+def test_a_publication_replaces_the_one_before(place: Place) -> None:
+    out = place("out")
+    for name in ["v000001", "v000002"]:
+        Version(out, name).publish({"task": "x" * 100 if name == "v000001" else "y"})
+    assert json.loads(out.read("latest.json")) == {"version": "v000002", "task": "y"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b"null", b'{"version": 1}', b'{"version": "../x"}', b"\xff"]
+)
+def test_a_damaged_pointer_is_an_error_that_says_how_to_mend_it(place: Place, content: bytes) -> None:
+    place("out").write("latest.json", content)
+    for find in [latest, unfinished]:
+        with pytest.raises(
+            StorageError, match=r"out/latest\.json: is damaged\. Restore it: \{\"version\": \"v00000N\"\}"
+        ):
+            find(place("out"))

@@ -1,0 +1,59 @@
+"""Data that several tests share: seeded labels and probabilities, and hypothesis strategies for cutting them up."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+Chunks = tuple[tuple[int, ...], ...]
+
+seeded = settings(
+    derandomize=True, database=None, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def probabilities(rng: np.random.Generator, shape: tuple[int, ...], axis: int = 1) -> NDArray[np.float64]:
+    """Positive values that sum to 1 along an axis, some of them close to 0 and some to 1."""
+    values = rng.exponential(size=shape) ** 3 + 1e-12
+    return values / values.sum(axis=axis, keepdims=True)
+
+
+def multiclass_data(n: int, k: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Labels (n,) that mostly agree with pred_probs (n, k)."""
+    rng = np.random.default_rng(seed)
+    pred_probs = probabilities(rng, (n, k))
+    labels = np.where(rng.random(n) < 0.7, pred_probs.argmax(axis=1), rng.integers(0, k, n))
+    return labels, pred_probs
+
+
+def segmentation_data(n: int, k: int, h: int, w: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Labels (n, h, w) that mostly agree with pred_probs (n, k, h, w)."""
+    rng = np.random.default_rng(seed)
+    pred_probs = probabilities(rng, (n, k, h, w))
+    given = rng.random((n, h, w)) < 0.7
+    return np.where(given, pred_probs.argmax(axis=1), rng.integers(0, k, (n, h, w))), pred_probs
+
+
+@st.composite
+def cuts(draw: st.DrawFn, size: int) -> tuple[int, ...]:
+    """Sizes of the pieces that an axis is cut into; they add up to its size."""
+    inside = draw(st.sets(st.integers(1, size - 1))) if size > 1 else set()
+    return tuple(b - a for a, b in pairwise([0, *sorted(inside), size]))
+
+
+def chunkings(shape: tuple[int, ...]) -> st.SearchStrategy[Chunks]:
+    """Every way to cut an array of a shape into chunks."""
+    return st.tuples(*(cuts(size) for size in shape))
+
+
+def scores(max_size: int = 40, nan: bool = True) -> st.SearchStrategy[NDArray[np.float64]]:
+    """Arrays of scores in [0, 1], rich in equal ones, some NaN."""
+    few: list[Any] = [0.0, 0.25, 0.29, 0.5, 1.0] + [float("nan")] * nan
+    return st.lists(st.sampled_from(few) | st.floats(0, 1), max_size=max_size).map(
+        lambda values: np.array(values, float)
+    )
