@@ -108,18 +108,8 @@ def get_label_quality_scores(
 
 
 @dataclass(frozen=True)
-class ClassMeans:
-    """Sum of `p[j]` over the examples labelled `j`, and their number: a mergeable state over (k,) raw sums."""
-
-    total: NDArray[np.float64]
-    count: NDArray[np.int64]
-
-    @classmethod
-    def empty(cls, k: int) -> Self:
-        return cls(np.zeros(k), np.zeros(k, np.int64))
-
-    def merge(self, other: Self) -> Self:
-        return type(self)(self.total + other.total, self.count + other.count)
+class ClassMeans(ClassScores):
+    """Number of the examples labelled `j`, and sum of their `p[j]`: a mergeable state over (k,) raw sums."""
 
     def result(self) -> NDArray[np.float64]:
         """Confident thresholds (k,): means clipped from below at 2e-6, and 2 for a class with no example."""

@@ -169,7 +169,7 @@ class Mixed:
 
 
 STATES = [
-    ClassMeans(np.array([0.1 + 0.2, 1e-300, 0.0]), np.array([3, 0, 2**62])),
+    ClassMeans(count=np.array([3, 0, 2**62]), total=np.array([0.1 + 0.2, 1e-300, 0.0])),
     Histogram(np.arange(100)),
     Mixed(np.empty((0, 3)), 2**60, 0.1),
 ]
