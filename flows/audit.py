@@ -79,7 +79,8 @@ def _as_task(name: str, function: Callable[..., T], *args: Any) -> T:
     run = task(
         name=name,
         cache_policy=NO_CACHE,
-        retries=len(_RETRY_DELAYS),
+        # The plan reads metadata only, and the store has retried that already.
+        retries=len(_RETRY_DELAYS) if name != "plan" else 0,
         retry_delay_seconds=_RETRY_DELAYS,
         retry_condition_fn=_is_worth_retrying,
         persist_result=False,

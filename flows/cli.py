@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from labelqa_dask.storage.location import Location
+    from labelqa_dask.storage.run import Run
     from pipelines.audit import Audited
     from pipelines.config import AuditConfig
 
@@ -97,8 +99,8 @@ def demo(
     from flows import demo as demonstration
     from flows.settings import load_config
 
-    demonstration.prepare_folder(out)
     data = demonstration.make_data(task, seed, lambda line: console.print(f"[dim]{line}[/dim]", highlight=False))
+    demonstration.prepare_folder(out)
     console.print(data.story, highlight=False)
     config = demonstration.write_demo(data, out)
     console.print(f"\nThe configuration is {config}; the same run by hand:\n  labelqa run {config}\n", highlight=False)
@@ -141,7 +143,11 @@ def report(
     if to is None and location.local_path is None:
         to = Path("report.html")
     if to is not None:
-        to.write_bytes(location.parent.read(location.name))
+        content = location.parent.read(location.name)
+        try:
+            to.write_bytes(content)
+        except OSError as error:
+            raise LabelQAError(f"cannot be written: {error.strerror}", str(to), "Choose another --to.") from None
     print(to or location)
 
 
@@ -155,15 +161,19 @@ def schema() -> None:
 
 def main() -> None:
     """Entry point: errors in one place, exit status 1 for a failed run and 2 for a bad configuration."""
+    signal.signal(signal.SIGINT, _interrupted)
     try:
         app(standalone_mode=True)
     except LabelQAError as error:
         errors.print("[bold red]error:[/bold red] ", end="")
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(BAD_CONFIGURATION if isinstance(error, InvalidConfig) else FAILED)
-    except KeyboardInterrupt:
-        errors.print("Interrupted. What is finished is kept: run the same command again to go on.")
-        sys.exit(130)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
+    """End at once: a run may be killed at any moment, and its workers end with this process."""
+    print("\nInterrupted. What is finished is kept: run the same command again to go on.", file=sys.stderr, flush=True)
+    os._exit(128 + number)
 
 
 def _audit(config: AuditConfig, *, fresh: bool, prefect: bool) -> Audited:
@@ -177,20 +187,18 @@ def _audit(config: AuditConfig, *, fresh: bool, prefect: bool) -> Audited:
 
             with open_cluster(config) as (client, resources):
                 return run_audit(config, client, resources, listener, fresh=fresh)
-        with _quiet_prefect():
-            from flows.audit import run_flow
+        _quiet_prefect()
+        from flows.audit import run_flow
 
-            return run_flow(config, listener, fresh=fresh)
+        return run_flow(config, listener, fresh=fresh)
 
 
-@contextmanager
-def _quiet_prefect() -> Iterator[None]:
+def _quiet_prefect() -> None:
     """Prefect without telemetry and with the terminal left to our progress; its own logs still reach its server."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
-    yield
 
 
 def _tell_result(audited: Audited) -> None:
@@ -221,7 +229,7 @@ def _output(out: str) -> Location:
     return Location.parse(out)
 
 
-def _open_run(out: str):  # type: ignore[no-untyped-def]
+def _open_run(out: str) -> Run:
     from labelqa_dask.storage.run import open_run
 
     location = _output(out)

@@ -17,17 +17,17 @@ from flows.demo_data import DemoData
 from labelqa_dask.core.errors import InvalidConfig
 from labelqa_dask.storage.run import Run
 
-_OURS = ("data", "audit", "audit.yaml")
+_MARKER = ".labelqa-demo"
 
 
 def prepare_folder(folder: Path) -> None:
-    """An empty folder: a new one, or that of an earlier demonstration."""
+    """An empty folder: a new one, or that of an earlier demonstration, which is told by a file that it left there."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARKER).exists())):
+        raise InvalidConfig("exists, and is not the folder of an earlier demonstration", str(folder), "Choose --out.")
     if folder.exists():
-        strangers = [path.name for path in folder.iterdir() if path.name not in _OURS]
-        if strangers or not folder.is_dir():
-            raise InvalidConfig(f"holds other files ({', '.join(strangers[:3])})", str(folder), "Choose another --out.")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
+    (folder / _MARKER).touch()
 
 
 def write_demo(data: DemoData, folder: Path) -> Path:

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from distributed import Client
 
-from labelqa_dask.storage.lease import holding
+from labelqa_dask.core.errors import RunFailed
+from labelqa_dask.storage.lease import Lease, holding
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import (
     Json,
@@ -83,17 +84,24 @@ def run_audit(
     out = Location.parse(config.output.uri, config.storage)
     planned = {**plan.manifest(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
     planned |= {"software": software_versions(), "digest": manifest_digest(planned)}
-    with holding(out):
+    with holding(out) as lease:
         published = latest(out)
         version, resumed = open_version(out, planned, fresh=fresh)
         if version == published:
             return Audited(Run(version), unchanged=True, resumed=False)
-        _work(plan, version, version.manifest() or planned, client, listener, call, resumed)
+        _work(plan, version, version.manifest() or planned, client, listener, call, resumed, lease)
     return Audited(Run(version), unchanged=False, resumed=resumed)
 
 
 def _work(
-    plan: Plan, version: Version, manifest: Json, client: Client, listener: Listener, call: Call, resumed: bool
+    plan: Plan,
+    version: Version,
+    manifest: Json,
+    client: Client,
+    listener: Listener,
+    call: Call,
+    resumed: bool,
+    lease: Lease,
 ) -> None:
     """The stages after the plan, each timed."""
     digest = manifest["digest"]
@@ -111,8 +119,21 @@ def _work(
     plan.sink(version.location).create(plan.outputs, attributes | ({"coordinates": "id"} if plan.ids else {}))
     timed("score", score, plan, version, digest, client, listener)
     selection = timed("select", select, plan, version, digest, client)
+    _check_inputs_unchanged(plan, manifest, version)
+    lease.check()
     version.run.write("timings.json", dump_json({"seconds": timings, "resumed": resumed}))
     timed("publish", publish, plan, version, manifest, selection)
+
+
+def _check_inputs_unchanged(plan: Plan, manifest: Json, version: Version) -> None:
+    """Refuse to publish scores of data that were rewritten while they were read."""
+    changed = [name for name, found in plan.describe_inputs().items() if found != manifest["inputs"][name]]
+    if changed:
+        raise RunFailed(
+            f"{' and '.join(changed)} changed while the run was at work; nothing was published",
+            str(version.location),
+            "Run again with --fresh once they are written.",
+        )
 
 
 def open_version(out: Location, planned: Json, *, fresh: bool) -> tuple[Version, bool]:

@@ -87,7 +87,7 @@ class LocalCluster(_Settings):
 class RunningCluster(_Settings):
     """A Dask scheduler that is already running."""
 
-    kind: Literal["address"]
+    kind: Literal["address"] = "address"
     address: str
     """Such as tcp://10.0.0.5:8786."""
 

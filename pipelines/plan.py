@@ -13,7 +13,7 @@ from dask.utils import format_bytes
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.core.layout import ArrayInfo, check_layout
-from labelqa_dask.core.task import Task
+from labelqa_dask.core.task import ArraySpec, Task
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.record import Json
 from labelqa_dask.storage.sinks import OutputArray, ParquetSink, Sink, ZarrSink
@@ -71,6 +71,9 @@ class Plan:
         reading = sum(
             self.sources[spec.name].decode_bytes([block[dim] for dim in spec.dims]) for spec in self.task.inputs
         )
+        reading += sum(_converted_bytes(self.sources[spec.name], spec, block) for spec in self.task.inputs)
+        if self.ids:
+            reading += self.ids.decode_bytes([self.layout.regions.step])
         scores = sum(
             2 * output.dtype.itemsize * int(np.prod([block[dim] for dim in output.dims]))
             for output in self.outputs
@@ -94,6 +97,11 @@ class Plan:
             return ZarrSink(location / "scores.zarr")
         return ParquetSink(location / "scores")
 
+    def describe_inputs(self) -> dict[str, Json]:
+        """What each input is, with the fingerprint of the objects that it consists of now."""
+        sources = {**self.sources, **({"ids": self.ids} if self.ids else {})}
+        return {name: _describe_input(self.config.input[name], source) for name, source in sources.items()}
+
     def manifest(self) -> Json:
         """What is to be computed, from what, and how it is cut; two runs with equal manifests give equal bytes."""
         regions = self.layout.regions
@@ -101,10 +109,7 @@ class Plan:
             "format": 1,
             "task": self.task.name,
             "params": self.params.model_dump(mode="json"),
-            "inputs": {
-                name: _describe_input(self.config.input[name], source)
-                for name, source in [*self.sources.items(), *([("ids", self.ids)] if self.ids else [])]
-            },
+            "inputs": self.describe_inputs(),
             "output": {"format": self.config.output.format},
             "select": self.config.select.model_dump(mode="json"),
             "layout": {
@@ -185,6 +190,13 @@ def open_source(settings: InputConfig, kind: str, storage: StorageOptions) -> So
         columns = settings.columns or (settings.column or "",)
         return ParquetSource.open(location, columns, stack=kind == "probabilities")
     return ZarrSource.open(location, settings.array, decode=kind == "probabilities")
+
+
+def _converted_bytes(source: Source, spec: ArraySpec, block: Mapping[str, int]) -> int:
+    """Memory of the copy that is made where values are not of a type that kernels take."""
+    kept, copied = (("f4", "f8"), 4) if spec.kind == "probabilities" else (("u1", "i8"), 8)
+    values = int(np.prod([block[dim] for dim in spec.dims]))
+    return 0 if source.dtype.str[1:] in kept and source.dtype.isnative else values * max(copied, source.dtype.itemsize)
 
 
 def software_versions() -> dict[str, str]:

@@ -192,8 +192,8 @@ def in_flight(
     try:
         begin()
         for future in running:
-            item = begun.pop(future)
             result = future.result()
+            item = begun.pop(future)
             if isinstance(result, Problem):
                 problems.append(result)
             else:

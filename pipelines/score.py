@@ -25,7 +25,7 @@ from pipelines.regions import Listener, Meter, Problem, RegionJob, guarded, in_f
 
 def score(plan: Plan, version: Version, manifest: str, client: Client, listener: Listener) -> None:
     """Score every region that has no valid receipt yet."""
-    done = version.receipts(manifest)
+    done = set(version.receipts(manifest))
     meter = Meter("score", len(plan.layout.regions), listener, done=len(done))
     jobs = (make_job(plan, version, manifest, region) for region in plan.layout.regions if region.name not in done)
     for job, _ in in_flight(client, _score_and_receipt, jobs, plan):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from distributed import Client
-from numpy.typing import NDArray
 
 from labelqa_dask.core.errors import RunFailed
 from labelqa_dask.core.summary import Summary
@@ -49,7 +48,7 @@ def select(plan: Plan, version: Version, manifest: str, client: Client) -> Selec
 def _previews(
     plan: Plan, version: Version, manifest: str, client: Client, summary: Summary
 ) -> tuple[tuple[int, ExampleImages], ...]:
-    if len(plan.layout.sizes) < 4 or any(plan.layout.block[d] < plan.layout.sizes[d] for d in ("y", "x")):
+    if not {"y", "x"} <= plan.layout.sizes.keys():
         return ()
     rows = [int(row) for row in summary.worst.rows[:PREVIEWS]]
     jobs = [make_job(plan, version, manifest, Region(f"row-{row}", row, row + 1)) for row in rows]
@@ -58,21 +57,32 @@ def _previews(
 
 
 def _preview(job: RegionJob) -> ExampleImages | None:
-    block, _ = job.read(slice(job.region.start, job.region.stop), next(job.layout.tiles()))
-    images = job.task.preview(block)
-    return images and _shrink(images)
+    """One example, small enough for a page, put together from its tiles as they are read.
+
+    Class maps by nearest neighbour; scores by the lowest, so that small bad areas stay.
+    """
+    h, w = job.layout.sizes["y"], job.layout.sizes["x"]
+    step = max(1, -(-max(h, w) // PREVIEW_PIXELS))
+    shape = (-(-h // step), -(-w // step))
+    small = ExampleImages(np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, np.nan))
+    for tile in job.layout.tiles():
+        block, _ = job.read(slice(job.region.start, job.region.stop), tile)
+        images = job.task.preview(block)
+        if images is None:
+            return None
+        _paste(small, images, tile["y"], tile["x"], step)
+    return small
 
 
-def _shrink(images: ExampleImages) -> ExampleImages:
-    """Small enough for a page: class maps by nearest neighbour, scores by the lowest, so that small bad areas stay."""
-    step = max(1, -(-max(images.given.shape) // PREVIEW_PIXELS))
-    return ExampleImages(
-        images.given[::step, ::step], images.predicted[::step, ::step], _lowest(images.pixel_scores, step)
-    )
-
-
-def _lowest(scores: NDArray[np.floating], step: int) -> NDArray[np.floating]:
-    h, w = scores.shape
-    padded = np.pad(scores, ((0, -h % step), (0, -w % step)), constant_values=np.inf)
+def _paste(small: ExampleImages, images: ExampleImages, y: slice, x: slice, step: int) -> None:
+    """Put a tile of full size where it belongs in the small image."""
+    top, left = -y.start % step, -x.start % step
+    picked = (slice(-(-y.start // step), -(-y.stop // step)), slice(-(-x.start // step), -(-x.stop // step)))
+    small.given[picked] = images.given[top::step, left::step]
+    small.predicted[picked] = images.predicted[top::step, left::step]
+    touched = (slice(y.start // step, -(-y.stop // step)), slice(x.start // step, -(-x.stop // step)))
+    margins = ((y.start % step, -y.stop % step), (x.start % step, -x.stop % step))
+    padded = np.pad(images.pixel_scores.astype(np.float64), margins, constant_values=np.nan)
     cells = padded.reshape(padded.shape[0] // step, step, padded.shape[1] // step, step)
-    return np.fmin.reduce(np.fmin.reduce(cells, axis=3), axis=1)
+    lowest = np.fmin.reduce(np.fmin.reduce(cells, axis=3), axis=1)
+    small.pixel_scores[touched] = np.fmin(small.pixel_scores[touched], lowest)

@@ -110,6 +110,8 @@ def _plain(array: Any, dims: tuple[str, ...] = ()) -> Any:
         return array
     if hasattr(array, "to_dask_array"):
         return array.to_dask_array()
+    if np.ma.is_masked(array):
+        raise InvalidInput("masked arrays are not supported", mend="Leave out the masked examples.")
     return np.asarray(array)
 
 

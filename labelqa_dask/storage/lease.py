@@ -12,8 +12,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -48,6 +48,8 @@ class Holder:
             return True
         if self.host != socket.gethostname():
             return False
+        if self.pid == os.getpid():
+            return self.key not in _held
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -67,8 +69,43 @@ def holder_of(out: Location) -> Holder | None:
     return holder if holder and not holder.is_dead else None
 
 
+@dataclass(frozen=True)
+class Lease:
+    """The lease that this process holds on an output."""
+
+    out: Location
+    me: Holder
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether nobody has taken it over, as they may where this process was not heard of for long."""
+        content = self.out.read_if_exists(_NAME)
+        try:
+            return content is not None and bool(json.loads(content)["key"] == self.me.key)
+        except (ValueError, TypeError, KeyError):
+            return False
+
+    def check(self) -> None:
+        """Refuse to go on where somebody else has taken over."""
+        if not self.is_mine:
+            raise RunConflict(
+                "another run has taken over this output, as this one was not heard of for too long",
+                str(self.out),
+                "Nothing was published by this one.",
+            )
+
+    def renew(self) -> None:
+        """Be heard of."""
+        if self.is_mine:
+            _write(self.out, replace(self.me, heard=time.time()))
+
+
+_held: set[str] = set()
+"""Keys of the leases that this process holds: another key under its number is that of a dead namesake."""
+
+
 @contextmanager
-def holding(out: Location) -> Iterator[None]:
+def holding(out: Location) -> Iterator[Lease]:
     """Hold the lease of an output for as long as the block lasts.
 
     Raises
@@ -77,26 +114,27 @@ def holding(out: Location) -> Iterator[None]:
         Where somebody else holds it, saying who and since when.
     """
     _refuse_if_held(out)
-    me = Holder.here()
-    _write(out, me)
-    _refuse_if_held(out, but_by=me.key)
+    lease = Lease(out, Holder.here())
+    _write(out, lease.me)
+    _refuse_if_held(out, but_by=lease.me.key)
+    _held.add(lease.me.key)
     ended = threading.Event()
 
-    def renew() -> None:
+    def keep_renewing() -> None:
         while not ended.wait(_RENEW_SECONDS):
-            try:
-                _write(out, Holder(me.key, me.host, me.pid, me.since, time.time()))
-            except LabelQAError:
-                continue  # the work itself will meet the store's failure, and say so
+            with suppress(LabelQAError):  # the work itself will meet the store's failure, and say so
+                lease.renew()
 
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread = threading.Thread(target=keep_renewing, name="lease", daemon=True)
     thread.start()
     try:
-        yield
+        yield lease
     finally:
         ended.set()
         thread.join()
-        out.delete_object(_NAME)
+        _held.discard(lease.me.key)
+        if lease.is_mine:
+            out.delete_object(_NAME)
 
 
 def _refuse_if_held(out: Location, but_by: str | None = None) -> None:

@@ -184,7 +184,11 @@ class ZarrSource:
         if not self.attributes:
             return values
         dims = [f"d{i}" for i in range(values.ndim)]
-        stored = xr.Dataset({"values": (dims, values, dict(self.attributes))})
+        attributes = dict(self.attributes)
+        if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:  # float32 holds every such value
+            scales = ("scale_factor", "add_offset")
+            attributes |= {name: np.float32(attributes[name]) for name in scales if name in attributes}
+        stored = xr.Dataset({"values": (dims, values, attributes)})
         return xr.decode_cf(stored)["values"].values
 
 
@@ -513,4 +517,13 @@ def as_ids(values: Array) -> Array:
         return values.astype(f"{values.dtype.kind}8")
     if values.dtype.kind == "M":
         values = np.datetime_as_string(values)
-    return np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()], dtype=object)
+    return np.array([_as_text(value) for value in values.tolist()], dtype=object)
+
+
+def _as_text(value: object) -> str:
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.hex()

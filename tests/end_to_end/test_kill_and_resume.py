@@ -85,3 +85,17 @@ def test_a_second_run_is_refused_while_one_is_at_work(segmentation_from_zarr, tm
             os.killpg(first.pid, signal.SIGKILL)
             first.wait()
     assert latest(stored.out) == Version(stored.out, "v000001")
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_ends_at_once(segmentation_from_zarr, tmp_path, config_file):
+    stored = segmentation_from_zarr(str(tmp_path), n=200)
+    config = config_file(stored)
+    process = subprocess.Popen([*COMMAND, str(config)], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not next((Version(stored.out, "v000001").run / "done").entries(), None):
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, printed = process.communicate()
+    assert process.returncode == 130
+    assert "Interrupted. What is finished is kept: run the same command again to go on." in printed
+    run(config)
+    assert latest(stored.out) == Version(stored.out, "v000001")

@@ -81,3 +81,23 @@ def test_a_lease_is_renewed_while_it_is_held(place, monkeypatch):
         while (now := holder_of(out)) is None or now.heard == first.heard:
             pass
         assert now.key == first.key
+
+
+def test_a_holder_that_was_taken_over_notices_and_leaves_the_other_alone(place):
+    out = place("out")
+    with holding(out) as lease:
+        lease.check()
+        write_lease(out, heard=time.time())
+        with pytest.raises(RunConflict, match="another run has taken over this output"):
+            lease.check()
+        lease.renew()
+    holder = holder_of(out)
+    assert holder is not None
+    assert holder.host == ELSEWHERE
+
+
+def test_a_dead_namesake_holds_nothing(place):
+    out = place("out")
+    write_lease(out, host=socket.gethostname(), pid=os.getpid(), heard=time.time())
+    with holding(out):
+        pass
