@@ -126,8 +126,9 @@ def _work(
 
 
 def _check_inputs_unchanged(plan: Plan, manifest: Json, version: Version) -> None:
-    """Refuse to publish scores of data that were rewritten while they were read."""
-    changed = [name for name, found in plan.describe_inputs().items() if found != manifest["inputs"][name]]
+    """Refuse to publish scores of data that were rewritten while they were read; they are looked up anew."""
+    now = make_plan(plan.config, plan.resources).describe_inputs()
+    changed = [name for name, found in now.items() if found != manifest["inputs"][name]]
     if changed:
         raise RunFailed(
             f"{' and '.join(changed)} changed while the run was at work; nothing was published",

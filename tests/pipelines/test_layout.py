@@ -255,7 +255,7 @@ def test_bounds_are_grouped_as_far_as_they_may(gaps: list[int], first: int, most
     assert all(a < b for a, b in pairwise(kept))
     inside = [[b for b in bounds if start < b < stop] for start, stop in pairwise(kept)]
     assert all(stop - start <= most or not cut for (start, stop), cut in zip(pairwise(kept), inside, strict=True))
-    following = [b for b in bounds.tolist()]
+    following = bounds.tolist()
     for start, stop in pairwise(kept[:-1]):
         after = next(b for b in following if b > stop)
         assert after - start > most, "one more would have fitted"

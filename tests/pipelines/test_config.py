@@ -1,0 +1,211 @@
+"""Configurations: the examples are valid, and every mistake is answered with one error that names the setting."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.settings import load_config
+from labelqa_dask.core.errors import InvalidConfig
+from labelqa_dask.core.task import get_task, task_names
+from pipelines.config import AuditConfig, LocalCluster, RunningCluster, config_schema, parse_config
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+LEAST: dict[str, Any] = {
+    "task": "multiclass",
+    "input": {
+        "labels": {"uri": "s3://bucket/data.zarr", "array": "labels"},
+        "pred_probs": {"uri": "s3://bucket/data.zarr", "array": "pred_probs"},
+    },
+    "output": {"uri": "s3://bucket/out"},
+}
+MISSING = object()
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The least configuration with one setting changed, added or taken out."""
+    settings = copy.deepcopy(LEAST)
+    *parents, last = path.split(".")
+    inner = settings
+    for parent in parents:
+        inner = inner.setdefault(parent, {})
+    if value is MISSING:
+        del inner[last]
+    else:
+        inner[last] = value
+    return settings
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_configuration_is_valid_and_named_after_its_task(path: Path) -> None:
+    config = load_config(path)
+    assert config.task == path.stem
+    assert config.cluster.kind == "local"
+
+
+def test_there_is_an_example_for_each_task() -> None:
+    assert [path.stem for path in EXAMPLES] == task_names()
+
+
+def test_what_is_not_given_has_defaults() -> None:
+    config = parse_config(LEAST)
+    assert config.output.format == "zarr"
+    assert config.output.region_rows is None
+    assert config.select.worst == 1000
+    assert config.cluster == LocalCluster()
+    assert config.params == {}
+    assert config.storage.endpoint_url is None
+
+
+def test_a_configuration_is_immutable_and_can_be_sent() -> None:
+    config = parse_config(LEAST)
+    with pytest.raises(ValueError, match="frozen"):
+        config.task = "segmentation"  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert AuditConfig(**config.model_dump()) == config
+
+
+def test_a_cluster_is_local_unless_it_has_an_address() -> None:
+    assert parse_config(changed("cluster", {"workers": 3})).cluster == LocalCluster(workers=3)
+    address = {"address": "tcp://host:8786"}
+    for settings in (address, {"kind": "address", **address}):
+        assert parse_config(changed("cluster", settings)).cluster == RunningCluster(kind="address", **address)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("task", MISSING, "missing setting 'task'"),
+        ("output", MISSING, "missing setting 'output'"),
+        ("output.uri", MISSING, "missing setting 'output.uri'"),
+        ("input.labels.uri", MISSING, "missing setting 'input.labels.uri'"),
+        ("taks", "x", "unknown setting 'taks' (Did you mean 'task'?)"),
+        ("task", "multiclas", "unknown task 'multiclas'. Did you mean 'multiclass'?"),
+        ("task", ["multiclass"], "task: Input should be a valid string"),
+        ("input", {}, "input lacks labels and pred_probs: multiclass needs labels and pred_probs"),
+        ("input.pred_probs", MISSING, "input lacks pred_probs: multiclass needs labels and pred_probs"),
+        ("input.lables", {"uri": "x"}, "input 'lables' is not one of multiclass. Did you mean 'labels'?"),
+        ("input.labels.aray", "x", "unknown setting 'input.labels.aray' (Did you mean 'array'?)"),
+        ("input.labels", "s3://bucket/x", "input.labels: Input should be a valid dictionary"),
+        ("input.labels.column", "x", "input.labels: give one of array, column and columns, not array and column"),
+        ("input.labels", {"uri": "s3://b/x.parquet"}, "input.labels: a Parquet input needs 'column:'"),
+        ("input.labels", {"uri": "s3://b/x.parquet", "columns": []}, "input.labels: columns is empty"),
+        ("params", {"methd": "x"}, "multiclass params: unknown setting 'methd' (Did you mean 'method'?)"),
+        ("params", {"method": "x"}, "multiclass params: method: Input should be 'self_confidence',"),
+        (
+            "params",
+            {"adjust_pred_probs": "maybe"},
+            "multiclass params: adjust_pred_probs: Input should be a valid boolean",
+        ),
+        (
+            "params",
+            {"adjust_pred_probs": True, "method": "confidence_weighted_entropy"},
+            "adjust_pred_probs is not supported for confidence_weighted_entropy",
+        ),
+        ("output.formt", "zarr", "unknown setting 'output.formt' (Did you mean 'format'?)"),
+        ("output.format", "csv", "output.format: Input should be 'zarr' or 'parquet' (got 'csv')"),
+        ("output.region_rows", 0, "output.region_rows: Input should be greater than or equal to 1 (got 0)"),
+        ("select.wrst", 3, "unknown setting 'select.wrst' (Did you mean 'worst'?)"),
+        ("select.worst", 0, "select.worst: Input should be greater than or equal to 1 (got 0)"),
+        ("select.worst", 100_001, "select.worst: Input should be less than or equal to 100000"),
+        ("cluster.wrokers", 3, "unknown setting 'cluster.wrokers' (Did you mean 'workers'?)"),
+        ("cluster.workers", 0, "cluster.workers: Input should be greater than or equal to 1"),
+        ("cluster.memory_limit", "lots", "cluster.memory_limit: must be a size such as 4GiB or 800MB (got 'lots')"),
+        ("cluster.memory_limit", 4e9, "cluster.memory_limit: Input should be a valid string"),
+        ("cluster", {"kind": "kubernetes"}, "cluster: "),
+        (
+            "cluster",
+            {"address": "tcp://x", "adress": "y"},
+            "unknown setting 'cluster.adress' (Did you mean 'address'?)",
+        ),
+        ("storage.endpoint", "x", "unknown setting 'storage.endpoint' (Did you mean 'endpoint_url'?)"),
+        ("storage.timeout_seconds", 0, "storage.timeout_seconds: Input should be greater than 0"),
+    ],
+)
+def test_a_mistake_is_named_with_its_setting(path: str, value: Any, message: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        parse_config(changed(path, value), "audit.yaml")
+    assert str(caught.value).startswith("audit.yaml: ")
+    assert message in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [[], {1: 2}, "text", None])
+def test_what_is_no_mapping_of_settings_is_named(settings: Any) -> None:
+    with pytest.raises(InvalidConfig, match=r"^configuration: is not a mapping of settings"):
+        parse_config(settings)
+
+
+def test_all_mistakes_are_listed_at_once() -> None:
+    settings = {**LEAST, "selct": {}, "output": {"uri": "x", "format": "csv", "regionrows": 3}}
+    with pytest.raises(InvalidConfig) as caught:
+        parse_config(settings)
+    for name in ("'selct'", "output.format", "'output.regionrows'"):
+        assert name in str(caught.value)
+
+
+# -- the schema
+
+
+def resolved(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A schema with its references replaced by what they refer to."""
+    if isinstance(schema, dict) and "$ref" in schema:
+        return resolved(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
+    if isinstance(schema, dict):
+        return {key: resolved(inner, definitions) for key, inner in schema.items() if key != "$defs"}
+    return [resolved(inner, definitions) for inner in schema] if isinstance(schema, list) else schema
+
+
+def test_the_schema_is_plain_json_and_complete() -> None:
+    schema = config_schema()
+    assert json.loads(json.dumps(schema)) == schema
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert set(schema["properties"]) == set(AuditConfig.model_fields)
+    assert sorted(schema["required"]) == ["input", "output", "task"]
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["task"]["enum"] == task_names()
+
+
+def test_the_schema_refuses_unknown_settings_at_every_depth() -> None:
+    schema = resolved(config_schema(), config_schema()["$defs"])
+    properties = schema["properties"]
+    inner = [properties[name] for name in ("output", "select", "storage")]
+    inner += [properties["input"]["additionalProperties"], *properties["cluster"]["oneOf"]]
+    assert len(inner) == 6
+    for known in inner:
+        assert known["additionalProperties"] is False
+    assert set(properties["output"]["properties"]["format"]["enum"]) == {"zarr", "parquet"}
+    assert properties["output"]["properties"]["region_rows"]["anyOf"][0] == {"minimum": 1, "type": "integer"}
+
+
+def test_the_schema_has_the_parameters_of_each_task_for_that_task_only() -> None:
+    schema = resolved(config_schema(), config_schema()["$defs"])
+    found = {
+        case["if"]["properties"]["task"]["const"]: case["then"]["properties"]["params"] for case in schema["allOf"]
+    }
+    assert sorted(found) == task_names()
+    for name, params in found.items():
+        assert set(params["properties"]) == set(get_task(name).params_model.model_fields)
+        assert params["additionalProperties"] is False
+    assert found["segmentation"]["properties"]["temperature"]["exclusiveMinimum"] == 0
+
+
+def test_the_schema_needs_no_kind_of_cluster_where_the_address_tells() -> None:
+    schema = resolved(config_schema(), config_schema()["$defs"])
+    local, running = sorted(schema["properties"]["cluster"]["oneOf"], key=lambda known: known["title"])
+    assert local.get("required", []) == []
+    assert running["required"] == ["address"]
+
+
+def test_the_schema_describes_its_settings() -> None:
+    schema = resolved(config_schema(), config_schema()["$defs"])
+    assert (
+        "chosen from the input's layout" in schema["properties"]["output"]["properties"]["region_rows"]["description"]
+    )
+    assert schema["properties"]["select"]["properties"]["worst"]["default"] == 1000

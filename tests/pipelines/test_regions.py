@@ -1,0 +1,177 @@
+"""Work on regions: what is sent is small, what comes back is complete, and what goes wrong is told as what it is."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from distributed import Client, LocalCluster
+
+from labelqa_dask.core.errors import InvalidInput, RunFailed, StorageError
+from labelqa_dask.storage.record import Version
+from labelqa_dask.storage.sources import ParquetSource
+from pipelines.config import parse_config
+from pipelines.plan import Plan, Resources, make_plan
+from pipelines.regions import Meter, Problem, Progress, in_flight, make_job
+from tests.pipelines.audits import wait_until
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """A plan for files of several hundred row groups, each a region."""
+    n = 600
+    table = pa.table({"label": np.zeros(n, int), "p0": np.full(n, 0.5), "p1": np.full(n, 0.5), "key": np.arange(n)})
+    for number in range(3):
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=2)
+    columns = {"labels": {"column": "label"}, "pred_probs": {"columns": ["p0", "p1"]}, "ids": {"column": "key"}}
+    config = {
+        "task": "multiclass",
+        "input": {name: {"uri": f"{tmp_path}/*.parquet", **source} for name, source in columns.items()},
+        "output": {"uri": str(tmp_path / "out"), "format": "parquet", "region_rows": 2},
+    }
+    return make_plan(parse_config(config), Resources(2, 1, 4 << 30))
+
+
+def version_of(plan: Plan) -> Version:
+    source = plan.sources["labels"]
+    assert isinstance(source, ParquetSource)
+    return Version(source.location / "out", "v000001")
+
+
+def test_a_job_is_small_to_send_however_many_regions_there_are(plan: Plan) -> None:
+    assert len(plan.layout.regions) == 900
+    job = make_job(plan, version_of(plan), "digest", plan.layout.regions[700])
+    assert len(pickle.dumps(job)) < 6000
+    assert len(pickle.dumps(job)) < len(pickle.dumps(plan)) / 20
+
+
+def test_a_job_reads_its_rows_and_no_others(plan: Plan) -> None:
+    job = make_job(plan, version_of(plan), "digest", plan.layout.regions[301])
+    (block,) = job.blocks()
+    assert block.origin["example"] == job.region.start == 602
+    assert len(block["labels"]) == len(block["pred_probs"]) == 2
+    assert job.ids is not None
+    assert job.ids.read((slice(602, 604),)).tolist() == [2, 3]
+    assert job.nbytes == 2 * (8 + 16)
+
+
+def test_missing_statistics_are_an_error_and_not_left_out(plan: Plan) -> None:
+    adjusted = make_plan(plan.config.model_copy(update={"params": {"adjust_pred_probs": True}}), plan.resources)
+    job = make_job(adjusted, version_of(plan), "digest", plan.layout.regions[0])
+    assert job.statistics(passes=0) == {}
+    with pytest.raises(RunFailed, match=r"the statistics of the pass 'confident_thresholds' cannot be read"):
+        job.statistics()
+
+
+# -- many at a time
+
+
+def test_every_item_comes_back_once_with_its_result(client: Client, plan: Plan) -> None:
+    found = list(in_flight(client, lambda i: i * i, iter(range(50)), plan))
+    assert sorted(found) == [(i, i * i) for i in range(50)]
+
+
+def test_no_items_are_no_work(client: Client, plan: Plan) -> None:
+    assert list(in_flight(client, lambda i: i, [], plan)) == []
+
+
+def test_problems_do_not_stop_the_others_and_are_listed_in_order(client: Client, plan: Plan) -> None:
+    def work(i: int) -> Any:
+        return Problem(f"{i:05d}", f"bad {i}") if i in (31, 4) else i
+
+    with pytest.raises(InvalidInput) as caught:
+        list(in_flight(client, work, range(40), plan))
+    assert "2 regions hold data that cannot be scored. Nothing was published" in str(caught.value)
+    assert "\n  region 00004: bad 4\n  region 00031: bad 31" in str(caught.value)
+
+
+def test_the_others_are_yielded_before_problems_are_raised(client: Client, plan: Plan) -> None:
+    work = in_flight(client, lambda i: Problem("00007", "bad") if i == 7 else i, range(30), plan)
+    found = {next(work)[0] for _ in range(29)}
+    assert found == set(range(30)) - {7}
+    with pytest.raises(InvalidInput, match="1 region holds data"):
+        next(work)
+
+
+def test_nothing_is_begun_after_ten_problems(client: Client, plan: Plan) -> None:
+    begun: list[int] = []
+
+    def items() -> Any:
+        for i in range(200):
+            begun.append(i)
+            yield i
+
+    with pytest.raises(InvalidInput, match="and perhaps more"):
+        list(in_flight(client, lambda i: Problem(f"{i:05d}", "bad"), items(), plan))
+    assert len(begun) < 25
+
+
+def test_other_errors_stop_at_once_and_are_raised_as_they_are(client: Client, plan: Plan) -> None:
+    def work(i: int) -> int:
+        if i == 3:
+            raise StorageError("is full", "s3://bucket/x", "Make room.")
+        return i
+
+    begun: list[int] = []
+
+    def items() -> Any:
+        for i in range(200):
+            begun.append(i)
+            yield i
+
+    with pytest.raises(StorageError) as caught:
+        list(in_flight(client, work, items(), plan))
+    assert str(caught.value) == "s3://bucket/x: is full. Make room."
+    assert len(begun) < 60
+    wait_until(lambda: not client.futures)
+
+
+def test_what_fails_once_is_tried_again(client: Client, plan: Plan, tmp_path: Path) -> None:
+    def work(i: int) -> int:
+        try:
+            (tmp_path / str(i)).touch(exist_ok=False)
+        except FileExistsError:
+            return i
+        raise StorageError("was busy", "s3://bucket/x")
+
+    assert sorted(item for item, _ in in_flight(client, work, range(10), plan)) == list(range(10))
+
+
+@pytest.mark.slow
+def test_work_that_kills_its_workers_is_told_as_what_it_probably_is(plan: Plan) -> None:
+    def work(i: int) -> int:
+        if i == 3:
+            os._exit(1)
+        return i
+
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        pytest.raises(RunFailed) as caught,
+    ):
+        list(in_flight(client, work, range(5), plan))
+    assert "workers died again and again on one piece of work" in str(caught.value)
+    assert "They probably ran out of memory: the plan was 36" in str(caught.value)
+
+
+# -- progress
+
+
+def test_a_meter_counts_what_is_done_and_estimates_from_the_second_on() -> None:
+    told: list[Progress] = []
+    meter = Meter("score", 10, told.append, done=4)
+    meter.advance(1, 100, 800)
+    meter.advance(2, 150, 1200)
+    meter.advance(3, 50, 400)
+    assert [progress.done for progress in told] == [4, 5, 7, 10]
+    assert [progress.rows for progress in told] == [0, 100, 250, 300]
+    assert [progress.nbytes for progress in told] == [0, 800, 2000, 2400]
+    assert {(progress.stage, progress.total) for progress in told} == {("score", 10)}
+    assert [progress.seconds_left is None for progress in told] == [True, True, False, False]
+    assert told[-1].seconds_left == 0
