@@ -24,7 +24,7 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-dev  ## print the tables of benchmarks/README.md
+bench: $(VENV)/.installed-dev  ## print the tables of ratios of the README
 	$(BIN)/python -m benchmarks
 
 constraints:  ## pin what a fresh environment resolves to
