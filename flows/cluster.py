@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import dask
 from dask.utils import parse_bytes
 from distributed import Client
 from distributed import LocalCluster as DaskLocalCluster
@@ -16,6 +17,14 @@ from pipelines.config import AuditConfig, LocalCluster
 from pipelines.plan import Resources
 
 _CONNECT_SECONDS = 20
+# Blocks of some MiB come and go all the time. By default each is mapped anew in pages of 4 KiB, and faulting them in
+# takes longer than decompressing into them; kept in the heap, in huge pages, they make reading almost twice as fast.
+_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": 32 << 20,
+    "MALLOC_TRIM_THRESHOLD_": 32 << 20,
+    "MALLOC_ARENA_MAX": 1,
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 
 
 def local_resources(settings: LocalCluster) -> Resources:
@@ -32,6 +41,7 @@ def open_cluster(config: AuditConfig) -> Iterator[tuple[Client, Resources]]:
     if isinstance(settings, LocalCluster):
         resources = local_resources(settings)
         with (
+            dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": v for name, v in _ALLOCATOR.items()}),
             DaskLocalCluster(
                 n_workers=resources.workers,
                 threads_per_worker=resources.threads_per_worker,

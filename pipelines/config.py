@@ -151,7 +151,7 @@ def config_schema() -> dict[str, Any]:
     """JSON schema of the configuration, the parameters of each task included."""
     schema = AuditConfig.model_json_schema()
     definitions = schema.setdefault("$defs", {})
-    schema["properties"]["task"]["enum"] = task_names()
+    schema["properties"]["task"]["enum"] = list(task_names())
     schema["allOf"] = []
     for name in task_names():
         params = get_task(name).params_model

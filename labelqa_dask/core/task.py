@@ -11,6 +11,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
 
@@ -194,10 +195,11 @@ class Task(ABC, Generic[ParamsT]):
         return None
 
 
-def task_names() -> list[str]:
+@cache
+def task_names() -> tuple[str, ...]:
     """Every method of the package: its public modules are the registry."""
     modules = pkgutil.iter_modules([str(Path(__file__).parents[1])])
-    return sorted(module.name for module in modules if module.name not in ("core", "storage"))
+    return tuple(sorted(module.name for module in modules if module.name not in ("core", "storage")))
 
 
 def get_task(name: str) -> Task[Any]:

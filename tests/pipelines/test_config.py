@@ -50,7 +50,7 @@ def test_an_example_configuration_is_valid_and_named_after_its_task(path: Path) 
 
 
 def test_there_is_an_example_for_each_task() -> None:
-    assert [path.stem for path in EXAMPLES] == task_names()
+    assert [path.stem for path in EXAMPLES] == list(task_names())
 
 
 def test_what_is_not_given_has_defaults() -> None:
@@ -169,7 +169,7 @@ def test_the_schema_is_plain_json_and_complete() -> None:
     assert set(schema["properties"]) == set(AuditConfig.model_fields)
     assert sorted(schema["required"]) == ["input", "output", "task"]
     assert schema["additionalProperties"] is False
-    assert schema["properties"]["task"]["enum"] == task_names()
+    assert schema["properties"]["task"]["enum"] == list(task_names())
 
 
 def test_the_schema_refuses_unknown_settings_at_every_depth() -> None:
@@ -189,7 +189,7 @@ def test_the_schema_has_the_parameters_of_each_task_for_that_task_only() -> None
     found = {
         case["if"]["properties"]["task"]["const"]: case["then"]["properties"]["params"] for case in schema["allOf"]
     }
-    assert sorted(found) == task_names()
+    assert sorted(found) == list(task_names())
     for name, params in found.items():
         assert set(params["properties"]) == set(get_task(name).params_model.model_fields)
         assert params["additionalProperties"] is False
