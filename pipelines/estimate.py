@@ -6,17 +6,19 @@ their order: the same bits whatever the cluster and whoever finishes first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import islice
 
 from distributed import Client
 
+from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.task import Block, State
-from labelqa_dask.storage.record import Version
+from labelqa_dask.storage.record import BadRegion, Version
+from pipelines.bad_data import BadRegions
 from pipelines.plan import Plan
-from pipelines.regions import Listener, Meter, Problem, RegionJob, guarded, in_flight, make_job
+from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, in_flight, make_job
 
 _MOST_GROUPS = 256
 _LARGEST_GROUP = 16
@@ -24,58 +26,83 @@ _LARGEST_GROUP = 16
 
 @dataclass(frozen=True)
 class Group:
-    """Consecutive regions that one worker reduces to one state."""
+    """Consecutive regions that one worker reduces to one state; bad ones among them have no job."""
 
     number: int
+    regions: int
     jobs: tuple[RegionJob, ...]
 
 
-def estimate(plan: Plan, version: Version, manifest: str, client: Client, listener: Listener) -> None:
-    """Make and store the state of each pass that is not yet stored."""
-    for number, step in enumerate(plan.task.passes(plan.params)):
-        if version.read_state(step.name, step.state, manifest) is not None:
-            continue
-        meter = Meter(f"estimate {step.name}", len(plan.layout.regions), listener)
-        finished: dict[int, State] = {}
-        total: State | None = None
-        merged = 0
-        for group, state in in_flight(client, partial(_reduce_group, number), _groups(plan, version, manifest), plan):
-            rows = sum(job.region.stop - job.region.start for job in group.jobs)
-            meter.advance(len(group.jobs), rows, sum(job.nbytes for job in group.jobs))
-            finished[group.number] = state
-            while merged in finished:
-                state = finished.pop(merged)
-                total = state if total is None else total.merge(state)
-                merged += 1
-        version.write_state(step.name, total, manifest)
+def estimate(plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener) -> None:
+    """Make and store the state of each pass that is not yet stored.
+
+    All states leave out the same regions: where a later pass finds another bad one, the earlier are made again.
+    """
+    number = 0
+    while number < len(plan.task.passes(plan.params)):
+        step = plan.task.passes(plan.params)[number]
+        if version.read_state(step.name, step.state, bad.basis) is None:
+            known = len(bad)
+            total = _reduce(number, plan, version, manifest, bad, client, listener)
+            if number and len(bad) > known:
+                number = 0
+                continue
+            version.write_state(step.name, total, bad.basis)
+        number += 1
 
 
-def _groups(plan: Plan, version: Version, manifest: str) -> Iterator[Group]:
+def _reduce(
+    number: int, plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener
+) -> State | None:
+    """The state of one pass over all regions that are not bad."""
+    meter = Meter(f"estimate {plan.task.passes(plan.params)[number].name}", len(plan.layout.regions), listener)
+    finished: dict[int, State | None] = {}
+    total: State | None = None
+    merged = 0
+    groups = _groups(plan, version, manifest, bad)
+    for group, state in in_flight(client, partial(_reduce_group, number), groups, plan, bad):
+        rows = sum(job.region.stop - job.region.start for job in group.jobs)
+        meter.advance(group.regions, rows, sum(job.nbytes for job in group.jobs))
+        finished[group.number] = state
+        while merged in finished:
+            total = _merged(total, finished.pop(merged))
+            merged += 1
+    return total
+
+
+def _merged(left: State | None, right: State | None) -> State | None:
+    return right if left is None else left if right is None else left.merge(right)
+
+
+def _groups(plan: Plan, version: Version, manifest: str, bad: BadRegions) -> Iterator[Group]:
+    basis = bad.basis
+    known = {region.region for region in bad}
     regions = iter(plan.layout.regions)
     size = min(_LARGEST_GROUP, max(1, len(plan.layout.regions) // _MOST_GROUPS))
     number = 0
     while part := tuple(islice(regions, size)):
-        yield Group(number, tuple(make_job(plan, version, manifest, region) for region in part))
+        good = (region for region in part if region.name not in known)
+        jobs = tuple(make_job(plan, version, manifest, basis, region) for region in good)
+        yield Group(number, len(part), jobs)
         number += 1
 
 
-def _reduce_group(number: int, group: Group) -> State | Problem:
-    merged: State | None = None
-    for job in group.jobs:
-        state = guarded(job, partial(_reduce_region, number))
-        if isinstance(state, Problem):
-            return state
-        merged = state if merged is None else merged.merge(state)
-    assert merged is not None
-    return merged
-
-
-def _reduce_region(number: int, job: RegionJob) -> State:
+def _reducer(number: int, job: RegionJob) -> Callable[[Block], State]:
     step = job.task.passes(job.params)[number]
     stats = job.statistics(passes=number)
+    return lambda block: step.of(block, job.params, stats)
 
-    def reduced(block: Block) -> State:
-        return step.of(block, job.params, stats)
 
-    # Unlike a comprehension's variable, map lets go of a block before the next is read.
-    return reduce(lambda left, right: left.merge(right), map(reduced, job.blocks()))
+def _reduce_group(number: int, group: Group) -> Outcome:
+    total: State | None = None
+    bad: list[BadRegion] = []
+    for job in group.jobs:
+        reduced = _reducer(number, job)
+        try:
+            # Unlike a comprehension's variable, map lets go of a block before the next is read.
+            state = reduce(lambda left, right: left.merge(right), map(reduced, job.blocks()))
+        except InvalidInput as error:
+            bad.append(bad_region(job, error, reduced))
+        else:
+            total = _merged(total, state)
+    return Outcome(total, tuple(bad))

@@ -13,16 +13,18 @@ import pandas as pd
 import pyarrow as pa
 
 from labelqa_dask.core.summary import HISTOGRAM_BINS, Summary
-from labelqa_dask.storage.record import Json, Version, dump_json
+from labelqa_dask.storage.record import Json, Version, basis_of, dump_json
 from labelqa_dask.storage.sinks import parquet_bytes
 from pipelines.plan import Plan
 from pipelines.report import Preview, render_report
 from pipelines.select import Selection
 
+_MOST_LISTED = 100
+
 
 def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
     """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
-    summary = _summary(plan, version, manifest, selection.summary)
+    summary = _summary(plan, version, manifest, selection)
     worst = worst_table(plan, selection.summary)
     location = version.location
     location.write("worst.parquet", parquet_bytes(pa.Table.from_pandas(worst, preserve_index=False)))
@@ -44,7 +46,8 @@ def worst_table(plan: Plan, summary: Summary) -> pd.DataFrame:
     return pd.DataFrame({**table, plan.task.ranked_by: summary.worst.scores, **columns})
 
 
-def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> Json:
+def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
+    summary, bad = selection.summary, selection.bad
     classes = None
     if summary.classes is not None:
         classes = {
@@ -55,12 +58,21 @@ def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> 
         }
     statistics = {}
     for step in plan.task.passes(plan.params):
-        state = version.read_state(step.name, step.state, manifest["digest"])
+        basis = basis_of(manifest["digest"], [region.region for region in bad])
+        state = version.read_state(step.name, step.state, basis)
         statistics[step.name] = np.asarray(state.result()).tolist() if state is not None else None
     return {
         "task": plan.task.name,
         "params": manifest["params"],
         "examples": summary.examples,
+        "quarantined": {
+            "regions": len(bad),
+            "examples": sum(region.stop - region.start for region in bad),
+            "listed": [
+                {"region": region.region, "rows": [region.start, region.stop], "reasons": list(region.reasons)}
+                for region in bad[:_MOST_LISTED]
+            ],
+        },
         "score": {
             "name": plan.task.ranked_by,
             "mean": _number(summary.mean),
