@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from pipelines.audit import Audited
     from pipelines.config import AuditConfig
 
-FAILED, BAD_CONFIGURATION = 1, 2
+FAILED, BAD_CONFIGURATION, QUARANTINED = 1, 2, 3
+
+_BAD_SHOWN = 5
 
 app = typer.Typer(
     help="Find wrong labels in data sets too large for memory.\n\n"
@@ -160,7 +162,10 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Entry point: errors in one place, exit status 1 for a failed run and 2 for a bad configuration."""
+    """Entry point: errors in one place.
+
+    Exit status 1 for a failed run, 2 for a bad configuration, and 3 where regions were left out of what is published.
+    """
     signal.signal(signal.SIGINT, _interrupted)
     try:
         app(standalone_mode=True)
@@ -182,11 +187,13 @@ def _audit(config: AuditConfig, *, fresh: bool, prefect: bool) -> Audited:
     console.print(f"[dim]starting {'Prefect and ' if prefect else ''}the workers[/dim]")
     with show_progress(console) as listener:
         if not prefect:
-            from flows.cluster import open_cluster
+            from flows.cluster import open_cluster, resources_of
             from pipelines.audit import run_audit
+            from pipelines.plan import make_plan
 
-            with open_cluster(config) as (client, resources):
-                return run_audit(config, client, resources, listener, fresh=fresh)
+            plan = make_plan(config, resources_of(config))
+            with open_cluster(config) as client:
+                return run_audit(plan, client, listener, fresh=fresh)
         _quiet_prefect()
         from flows.audit import run_flow
 
@@ -216,6 +223,19 @@ def _tell_result(audited: Audited) -> None:
             ("report", str(run.report)),
         ]
     )
+    left_out = summary["quarantined"]
+    if left_out["regions"]:
+        errors.print(
+            f"[bold yellow]left out:[/bold yellow] {left_out['regions']:,} regions with {left_out['examples']:,} "
+            "examples, as their data cannot be scored; their scores are missing, summary.json lists them.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        for bad in left_out["listed"][:_BAD_SHOWN]:
+            errors.print(
+                f"  region {bad['region']}: {bad['reasons'][0]}", markup=False, highlight=False, soft_wrap=True
+            )
+        raise typer.Exit(QUARANTINED)
 
 
 def _output(out: str) -> Location:

@@ -35,8 +35,8 @@ def local_resources(settings: LocalCluster) -> Resources:
 
 
 @contextmanager
-def open_cluster(config: AuditConfig) -> Iterator[tuple[Client, Resources]]:
-    """A client of the run's cluster, and what its workers have; a local cluster ends with the block."""
+def open_cluster(config: AuditConfig) -> Iterator[Client]:
+    """A client of the run's cluster; a local cluster ends with the block."""
     settings = config.cluster
     if isinstance(settings, LocalCluster):
         resources = local_resources(settings)
@@ -51,10 +51,10 @@ def open_cluster(config: AuditConfig) -> Iterator[tuple[Client, Resources]]:
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
-            yield client, resources
+            yield client
     else:
         with _connect(settings.address) as client:
-            yield client, running_resources(client, settings.address)
+            yield client
 
 
 def _connect(address: str) -> Client:

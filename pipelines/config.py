@@ -103,6 +103,9 @@ class AuditConfig(_Settings):
     """The method's parameters."""
     output: OutputConfig
     select: SelectConfig = SelectConfig()
+    on_error: Literal["fail", "quarantine"] = "fail"
+    """Where regions hold data that cannot be scored: fail lists them and publishes nothing; quarantine leaves them out,
+    marks them, and publishes the rest."""
     cluster: Annotated[LocalCluster | RunningCluster, Field(discriminator="kind")] = LocalCluster()
     storage: StorageOptions = StorageOptions()
 

@@ -14,16 +14,16 @@ from dask.utils import format_bytes
 from distributed import Client, Future, KilledWorker, as_completed
 from distributed.scheduler import NoValidWorkerError
 
-from labelqa_dask.core.errors import InvalidInput, LabelQAError, RunFailed
+from labelqa_dask.core.errors import InvalidInput, RunFailed
 from labelqa_dask.core.task import Block, Stats, Task, get_task
-from labelqa_dask.storage.record import Version
-from labelqa_dask.storage.sinks import Sink
+from labelqa_dask.storage.record import BadRegion, Version
+from labelqa_dask.storage.sinks import OutputArray, Sink
 from labelqa_dask.storage.sources import Index, Source
+from pipelines.bad_data import MOST_REASONS, BadRegions, first_reasons
 from pipelines.layout import Layout, Region, block_bytes, group_bounds
 from pipelines.plan import Plan
 
 ItemT = TypeVar("ItemT")
-MOST_PROBLEMS = 10
 _RETRIES = 2
 _REGIONS_PER_THREAD = 3
 
@@ -40,8 +40,10 @@ class RegionJob:
     layout: Layout
     resolution: float
     sink: Sink
+    outputs: tuple[OutputArray, ...]
     version: Version
     manifest: str
+    basis: str
     worst: int
 
     @property
@@ -80,18 +82,18 @@ class RegionJob:
 
     def statistics(self, passes: int | None = None) -> Stats:
         """Results of the first passes, or of all."""
-        return statistics(self.task_name, self.params, self.layout.regions.rows, self.version, self.manifest, passes)
+        return statistics(self.task_name, self.params, self.layout.regions.rows, self.version, self.basis, passes)
 
 
 @lru_cache(maxsize=32)
-def statistics(task_name: str, params: Any, n: int, version: Version, manifest: str, passes: int | None) -> Stats:
+def statistics(task_name: str, params: Any, n: int, version: Version, basis: str, passes: int | None) -> Stats:
     """Results of the first passes of a run over n examples, or of all; None for those that were not needed."""
     stats: dict[str, Any] = {}
     for step in get_task(task_name).passes(params)[:passes]:
         if step.needed(params, stats, n) is None:
             stats[step.name] = None
             continue
-        state = version.read_state(step.name, step.state, manifest)
+        state = version.read_state(step.name, step.state, basis)
         if state is None:
             what = f"the statistics of the pass {step.name!r} cannot be read"
             raise RunFailed(what, str(version.run), "Run the same command again.")
@@ -99,7 +101,7 @@ def statistics(task_name: str, params: Any, n: int, version: Version, manifest: 
     return stats
 
 
-def make_job(plan: Plan, version: Version, manifest: str, region: Region) -> RegionJob:
+def make_job(plan: Plan, version: Version, manifest: str, basis: str, region: Region) -> RegionJob:
     """The job of one region: the parts of the sources that its rows need."""
     start, stop = region.start, region.stop
     return RegionJob(
@@ -111,18 +113,23 @@ def make_job(plan: Plan, version: Version, manifest: str, region: Region) -> Reg
         plan.layout.of_one(region),
         plan.resolution,
         plan.sink(version.location),
+        plan.outputs,
         version,
         manifest,
+        basis,
         plan.config.select.worst,
     )
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Bad data in a region: a result, not an exception, so that it is not retried and the other regions go on."""
+class Outcome:
+    """What came of an item of work: its result, and the bad regions that it met.
 
-    region: str
-    message: str
+    Bad data are a result, not an exception, so that they are not retried and the other regions go on.
+    """
+
+    result: Any = None
+    bad: tuple[BadRegion, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,21 +175,20 @@ class Meter:
 
 
 def in_flight(
-    client: Client, function: Callable[[ItemT], Any], items: Iterable[ItemT], plan: Plan
+    client: Client, function: Callable[[ItemT], Outcome], items: Iterable[ItemT], plan: Plan, bad: BadRegions
 ) -> Iterator[tuple[ItemT, Any]]:
     """Run a function on each item on the cluster; yields items with results as they complete.
 
     A few items per thread are under way at a time, so neither the client nor the scheduler holds a graph that grows
-    with the data; what is still under way when the caller stops is given back. Problems are collected; after ten of
-    them no further items are begun, and one error lists them.
+    with the data; what is still under way when the caller stops is given back. Bad regions are collected; where they
+    are enough no further items are begun, and where they are not to be left out one error lists them.
     """
     waiting = iter(items)
     begun: dict[Future[Any], ItemT] = {}
     running = as_completed(loop=client.loop)
-    problems: list[Problem] = []
 
     def begin() -> None:
-        if len(problems) >= MOST_PROBLEMS:
+        if bad.are_enough:
             return
         width = max(2, _REGIONS_PER_THREAD * sum(client.nthreads().values()))
         for item in islice(waiting, max(0, width - len(begun))):
@@ -193,12 +199,11 @@ def in_flight(
     try:
         begin()
         for future in running:
-            result = future.result()
+            outcome = future.result()
             item = begun.pop(future)
-            if isinstance(result, Problem):
-                problems.append(result)
-            else:
-                yield item, result
+            future.release()
+            bad.add(outcome.bad)
+            yield item, outcome.result
             begin()
     except (KilledWorker, NoValidWorkerError) as error:
         raise RunFailed(
@@ -210,24 +215,25 @@ def in_flight(
     finally:
         for future in begun:
             future.release()
-    if problems:
-        raise _bad_data(problems)
+    bad.refuse()
 
 
-def guarded(job: RegionJob, work: Callable[[RegionJob], Any]) -> Any:
-    """Do the work of a region; bad data become a `Problem`."""
+def bad_region(job: RegionJob, error: InvalidInput, check: Callable[[Block], Any]) -> BadRegion:
+    """What is wrong with a region where an error was met: its blocks are looked through for the first bad examples."""
+    reasons: list[str] = []
+    for rows in job.row_blocks():
+        for tile in job.layout.tiles():
+            if len(reasons) < MOST_REASONS:
+                reasons += _reasons_in(job, rows, tile, check, MOST_REASONS - len(reasons))
+    region = job.region
+    return BadRegion(region.name, region.start, region.stop, job.manifest, tuple(reasons) or (str(error),))
+
+
+def _reasons_in(
+    job: RegionJob, rows: slice, tile: Mapping[str, slice], check: Callable[[Block], Any], most: int
+) -> list[str]:
     try:
-        return work(job)
+        block, _ = job.read(rows, tile)
     except InvalidInput as error:
-        return Problem(job.region.name, str(error))
-
-
-def _bad_data(problems: list[Problem]) -> LabelQAError:
-    problems = sorted(problems, key=lambda problem: problem.region)[:MOST_PROBLEMS]
-    more = " (and perhaps more: the run stopped looking)" if len(problems) >= MOST_PROBLEMS else ""
-    listed = "".join(f"\n  region {problem.region}: {problem.message}" for problem in problems)
-    plural = "regions hold" if len(problems) > 1 else "region holds"
-    return InvalidInput(
-        f"{len(problems)} {plural} data that cannot be scored{more}. Nothing was published; "
-        f"mend the input, then run again with --fresh.{listed}"
-    )
+        return [str(error)]
+    return first_reasons(block, check, most)

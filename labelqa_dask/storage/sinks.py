@@ -37,11 +37,18 @@ class OutputArray:
 
 
 class Sink(Protocol):
-    """Where scores go. `write_block` may be called for parts that cover whole chunks, `write_rows` once per region."""
+    """Where scores go.
+
+    `write_block` may be called for parts that cover whole chunks; `write_rows` once per region, or `leave_out` for one
+    without scores: those are missing then (NaN, or -1 where they are integers; in Parquet null).
+    """
 
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None: ...
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None: ...
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None: ...
+    def leave_out(
+        self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class ZarrSink:
                     dtype="str" if output.dtype == object else output.dtype,
                     chunks=output.chunks,
                     dimension_names=output.dims,
-                    fill_value=np.nan if output.dtype.kind == "f" else None,
+                    fill_value={"f": np.nan, "i": -1}.get(output.dtype.kind),
                     compressors="auto" if output.dtype == object else _compressor(output.dtype),
                 )
             with warnings.catch_warnings():
@@ -86,15 +93,27 @@ class ZarrSink:
                 zarr.consolidate_metadata(store)
 
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
-        location = self.location / f"{self.groups[name]}.zarr"
-        with location.errors_of(name):
-            if name not in self._arrays:
-                self._arrays[name] = zarr.open_array(ZarrObjectStore(location.store), path=name, mode="r+")
-            self._arrays[name][index] = values
+        with self._location_of(name).errors_of(name):
+            self._open(name)[index] = values
 
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
         for name, values in columns.items():
             self.write_block(name, (slice(start, start + len(values)),), values)
+
+    def leave_out(self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None) -> None:
+        for output in outputs:
+            with self._location_of(output.name).errors_of(output.name):
+                array = self._open(output.name)
+                array[start:stop] = ids if output.name == "id" and ids is not None else array.fill_value
+
+    def _location_of(self, name: str) -> Location:
+        return self.location / f"{self.groups[name]}.zarr"
+
+    def _open(self, name: str) -> Any:
+        if name not in self._arrays:
+            store = ZarrObjectStore(self._location_of(name).store)
+            self._arrays[name] = zarr.open_array(store, path=name, mode="r+")
+        return self._arrays[name]
 
 
 def _compressor(dtype: np.dtype[Any]) -> BloscCodec:
@@ -116,8 +135,18 @@ class ParquetSink:
 
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
         n = len(next(iter(columns.values())))
-        table = pa.table({"row": np.arange(start, start + n, dtype=np.int64), **columns})
-        self.location.write(f"part-{region}.parquet", parquet_bytes(table))
+        self._write(region, {"row": np.arange(start, start + n, dtype=np.int64), **columns})
+
+    def leave_out(self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None) -> None:
+        columns: dict[str, Any] = {"row": np.arange(start, stop, dtype=np.int64)}
+        for output in sorted(outputs, key=lambda output: output.name != "id"):
+            kept = output.name == "id" and ids is not None
+            dtype = pa.string() if output.dtype == object else pa.from_numpy_dtype(output.dtype)
+            columns[output.name] = ids if kept else pa.nulls(stop - start, dtype)
+        self._write(region, columns)
+
+    def _write(self, region: str, columns: Mapping[str, Any]) -> None:
+        self.location.write(f"part-{region}.parquet", parquet_bytes(pa.table(dict(columns))))
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
