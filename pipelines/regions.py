@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, pairwise
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from dask.utils import format_bytes
@@ -126,7 +126,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is: regions done in all; rows, bytes and seconds of this session; an estimate of what is left."""
+    """How far a stage is: units done in all; rows, bytes and seconds of this session; an estimate of what is left."""
 
     stage: str
     done: int
@@ -135,6 +135,7 @@ class Progress:
     nbytes: int
     seconds: float
     seconds_left: float | None
+    unit: str = "regions"
 
 
 Listener = Callable[[Progress], None]
@@ -143,8 +144,8 @@ Listener = Callable[[Progress], None]
 class Meter:
     """Tells listeners of a stage's progress."""
 
-    def __init__(self, stage: str, total: int, listener: Listener, done: int = 0) -> None:
-        self._stage, self._total, self._listener = stage, total, listener
+    def __init__(self, stage: str, total: int, listener: Listener, done: int = 0, unit: str = "regions") -> None:
+        self._stage, self._total, self._listener, self._unit = stage, total, listener, unit
         self._done, self._rows, self._nbytes = done, 0, 0
         self._started = time.monotonic()
         self._warm: tuple[int, float] | None = None
@@ -163,11 +164,21 @@ class Meter:
 
     def _tell(self, seconds_left: float | None) -> None:
         seconds = time.monotonic() - self._started
-        self._listener(Progress(self._stage, self._done, self._total, self._rows, self._nbytes, seconds, seconds_left))
+        progress = Progress(
+            self._stage, self._done, self._total, self._rows, self._nbytes, seconds, seconds_left, self._unit
+        )
+        self._listener(progress)
+
+
+class Planned(Protocol):
+    """Work whose memory was planned."""
+
+    @property
+    def worker_bytes(self) -> int: ...
 
 
 def in_flight(
-    client: Client, function: Callable[[ItemT], Any], items: Iterable[ItemT], plan: Plan
+    client: Client, function: Callable[[ItemT], Any], items: Iterable[ItemT], plan: Planned
 ) -> Iterator[tuple[ItemT, Any]]:
     """Run a function on each item on the cluster; yields items with results as they complete.
 

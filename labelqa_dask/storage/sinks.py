@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
+from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
 from zarr.storage import ObjectStore as ZarrObjectStore
 
@@ -26,13 +27,18 @@ from labelqa_dask.storage.location import Location
 
 @dataclass(frozen=True)
 class OutputArray:
-    """An array to be written: its name, dimensions, shape, type and the chunks it is written in."""
+    """An array to be written: its name, dimensions, shape, type and the chunks it is written in.
+
+    `fill_value` is what a chunk holds that was not written; for floats NaN, for the rest 0 where it is not given.
+    """
 
     name: str
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunks: tuple[int, ...]
+    fill_value: float | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Sink(Protocol):
@@ -57,23 +63,7 @@ class ZarrSink:
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
         self.location.create()
         with self.location.errors_of(""):
-            store = ZarrObjectStore(self.location.store)
-            group = zarr.open_group(store, mode="a", zarr_format=3, attributes=dict(attributes))
-            for output in outputs:
-                if output.name in group:
-                    continue
-                group.create_array(
-                    output.name,
-                    shape=output.shape,
-                    dtype="str" if output.dtype == object else output.dtype,
-                    chunks=output.chunks,
-                    dimension_names=output.dims,
-                    fill_value=np.nan if output.dtype.kind == "f" else None,
-                    compressors="auto" if output.dtype == object else _compressor(output.dtype),
-                )
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Consolidated metadata")
-                zarr.consolidate_metadata(store)
+            create_group(ZarrObjectStore(self.location.store), outputs, attributes)
 
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
         with self.location.errors_of(name):
@@ -85,6 +75,28 @@ class ZarrSink:
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
         for name, values in columns.items():
             self.write_block(name, (slice(start, start + len(values)),), values)
+
+
+def create_group(store: Store, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
+    """Make a group (format 3) of arrays with consolidated metadata; arrays that are there already stay."""
+    group = zarr.open_group(store, mode="a", zarr_format=3, attributes=dict(attributes))
+    for output in outputs:
+        if output.name in group:
+            continue
+        fill_value = np.nan if output.fill_value is None and output.dtype.kind == "f" else output.fill_value
+        group.create_array(
+            output.name,
+            shape=output.shape,
+            dtype="str" if output.dtype == object else output.dtype,
+            chunks=output.chunks,
+            dimension_names=output.dims,
+            fill_value=fill_value,
+            compressors="auto" if output.dtype == object else _compressor(output.dtype),
+            attributes=dict(output.attributes),
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(store)
 
 
 def _compressor(dtype: np.dtype[Any]) -> BloscCodec:
