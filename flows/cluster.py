@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import dask
 from dask.utils import parse_bytes
@@ -14,7 +13,7 @@ from distributed.system import MEMORY_LIMIT
 
 from labelqa_dask.core.blocks import available_cpus
 from labelqa_dask.core.errors import InvalidConfig
-from pipelines.config import AuditConfig, LocalCluster, RunningCluster
+from pipelines.config import AuditConfig, LocalCluster, WorkConfig
 from pipelines.plan import Resources
 
 _CONNECT_SECONDS = 20
@@ -35,15 +34,8 @@ def local_resources(settings: LocalCluster) -> Resources:
     return Resources(workers, settings.threads_per_worker, limit)
 
 
-class OnCluster(Protocol):
-    """Settings that say what cluster the work runs on."""
-
-    @property
-    def cluster(self) -> LocalCluster | RunningCluster: ...
-
-
 @contextmanager
-def open_cluster(config: OnCluster) -> Iterator[tuple[Client, Resources]]:
+def open_cluster(config: WorkConfig) -> Iterator[tuple[Client, Resources]]:
     """A client of the run's cluster, and what its workers have; a local cluster ends with the block."""
     settings = config.cluster
     if isinstance(settings, LocalCluster):
