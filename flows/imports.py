@@ -12,7 +12,11 @@ from flows.screen import console, print_pairs
 if TYPE_CHECKING:
     from labelqa_dask.storage.location import Location
     from pipelines.config import WorkConfig
+    from pipelines.imports.columns import Columns
     from pipelines.imports.masks import Imported
+    from pipelines.imports.tables import ImportedTable
+
+_CLASSES_SHOWN = 12
 
 import_app = typer.Typer(
     help="Turn the files that you have into what an audit reads, with a configuration that audits it.\n\n"
@@ -79,7 +83,8 @@ def masks(
     are listed, nothing is published, and the exit status is 1.
     """
     from labelqa_dask.storage.location import Location
-    from pipelines.imports.masks import MaskFolders, list_folders
+    from pipelines.imports.masks import list_folders
+    from pipelines.imports.survey import MaskFolders
 
     work = _work_config(settings or ())
     labels, predictions, target = (
@@ -140,8 +145,8 @@ def _tell_masks(imported: Imported) -> None:
 
 
 def _masks_config(imported: Imported, ignore_index: int) -> dict[str, Any]:
+    from pipelines.imports.convert import IDS, LABELS
     from pipelines.imports.images import PRED_PROBS
-    from pipelines.imports.masks import IDS, LABELS
 
     uri = str(imported.out)
     names = {"labels": LABELS, "pred_probs": PRED_PROBS, "ids": IDS}
@@ -173,3 +178,99 @@ def _tell_next(out: Location, config: Mapping[str, Any], work: WorkConfig, notes
     else:
         path.write_text(text)
     print_pairs([("next", f"labelqa run {path}")])
+
+
+@import_app.command(
+    "csv",
+    epilog="[bold]Example[/bold]\n\n"
+    "predictions.csv has the columns id, label, p_cat, p_dog, and labels such as cat:\n\n"
+    "labelqa import csv predictions.csv predictions.parquet\n\n"
+    "labelqa run predictions.yaml",
+)
+def csv_files(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...",
+            help="CSV files or URLs with a line of column names; patterns and .gz, .bz2, .zst, .lz4 work too.",
+        ),
+    ],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT.parquet", help="Path or URL of the folder of Parquet files to write.")
+    ],
+    label: Annotated[str | None, typer.Option(help="Column of the labels: class names or numbers, or values.")] = None,
+    probabilities: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P0,P1,…|PREFIX",
+            help="Columns of the probabilities in class order, or what their names begin with.",
+        ),
+    ] = None,
+    prediction: Annotated[str | None, typer.Option(help="Regression: column of the predicted values.")] = None,
+    id_: Annotated[str | None, typer.Option("--id", help="Column that identifies each row.")] = None,
+    overwrite: Overwrite = False,
+    settings: Overrides = None,
+) -> None:
+    """From CSV files to Parquet files for the multiclass task, or for regression.
+
+    Which column is what is told from names and values, and said; name them where that is wrong. Labels that are names
+    are mapped to the probability columns that bear them (cat to p_cat).
+    """
+    from flows.cluster import open_cluster
+    from flows.terminal import show_progress
+    from labelqa_dask.storage.location import Location
+    from pipelines.imports.columns import Asked
+    from pipelines.imports.tables import import_tables, look_at
+
+    work = _work_config(settings or ())
+    target = Location.parse(_with_ending(out, ".parquet"), work.storage)
+    wanted = tuple(name.strip() for name in probabilities.split(",")) if probabilities else ()
+    paths = [Location.parse(file, work.storage) for file in files]
+    tables = look_at(paths, target, Asked(label, wanted, prediction, id_), overwrite)
+    print_pairs(_describe_columns(tables.columns, tables.left_out))
+    console.print("[dim]starting the workers[/dim]")
+    with show_progress(console) as listener, open_cluster(work) as (client, resources):
+        imported = import_tables(tables, client, resources, listener)
+    if imported.unchanged:
+        console.print("Nothing has changed since this was imported.")
+    print_pairs([("rows", f"{imported.rows:,}"), ("written", str(imported.out))])
+    _tell_next_of_table(imported, work)
+
+
+def _describe_columns(columns: Columns, left_out: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = [("label", f"column {columns.label!r}")]
+    if columns.probabilities:
+        named = columns.classes if columns.by_name else columns.probabilities
+        how = "by the names of the classes" if columns.by_name else "by the numbers of the classes"
+        pairs.append(("labels are", how))
+        shown = [
+            f"{i} {name} ({column})" for i, (name, column) in enumerate(zip(named, columns.probabilities, strict=True))
+        ]
+        if len(shown) > _CLASSES_SHOWN:
+            shown[_CLASSES_SHOWN - 1 : -1] = ["…"]
+        pairs.append(("classes", "\n".join(shown)))
+    else:
+        pairs.append(("prediction", f"column {columns.prediction!r} (regression)"))
+    pairs.append(("id", f"column {columns.id!r}" if columns.id else "none: rows are known by their number"))
+    if left_out:
+        pairs.append(("left out", ", ".join(left_out)))
+    return pairs
+
+
+def _tell_next_of_table(imported: ImportedTable, work: WorkConfig) -> None:
+    from labelqa_dask.core.task import task_names
+
+    columns, uri = imported.columns, str(imported.out)
+    task = "multiclass" if columns.probabilities else "regression"
+    if task not in task_names():
+        return
+    inputs: dict[str, Any] = {"labels": {"uri": uri, "column": columns.label}}
+    if columns.probabilities:
+        inputs["pred_probs"] = {"uri": uri, "columns": list(columns.probabilities)}
+    else:
+        inputs["predictions"] = {"uri": uri, "column": columns.prediction}
+    if columns.id:
+        inputs["ids"] = {"uri": uri, "column": columns.id}
+    output = {"uri": f"{uri.removesuffix('.parquet')}-audit", "format": "parquet"}
+    notes = [f"class {i}: {name}" for i, name in enumerate(columns.classes)] if columns.by_name else []
+    _tell_next(imported.out, {"task": task, "input": inputs, "output": output}, work, notes)
