@@ -47,6 +47,8 @@ def read_mask(content: bytes) -> NDArray[np.integer[Any]]:
     """
     if content[:8] != _SIGNATURE or len(content) < 33:
         raise Unfit("is not a PNG file" if content else "is empty")
+    if b"IEND" not in content:
+        raise Unfit("cannot be read as PNG: its end is missing")
     bits, kind = content[24], content[25]
     if kind in _COLOURS:
         raise Unfit(

@@ -247,12 +247,12 @@ def _sample(file: CsvFile) -> pa.Table:
 
 
 def _parse(file: CsvFile, content: bytes, types: Mapping[str, pa.DataType]) -> pa.Table:
-    return pacsv.read_csv(pa.BufferReader(content), *_options(file, types))
+    return pacsv.read_csv(pa.BufferReader(content), *_options(file, types, len(content) + 1))
 
 
-def _options(file: CsvFile, types: Mapping[str, pa.DataType]) -> tuple[Any, Any, Any]:
+def _options(file: CsvFile, types: Mapping[str, pa.DataType], block_bytes: int) -> tuple[Any, Any, Any]:
     return (
-        pacsv.ReadOptions(column_names=[*file.names], use_threads=False, block_size=_RANGE_BYTES),
+        pacsv.ReadOptions(column_names=[*file.names], use_threads=False, block_size=block_bytes),
         pacsv.ParseOptions(delimiter=file.delimiter, newlines_in_values=True),
         pacsv.ConvertOptions(column_types=dict(types), include_columns=[*types]),
     )
@@ -283,7 +283,7 @@ class TableState:
 
 @dataclass(frozen=True)
 class TableJob:
-    """A range of bytes of a file, or all of it, to be converted."""
+    """A range of bytes of a file, or all of it in blocks of some bytes, to be converted."""
 
     number: int
     piece: int
@@ -291,6 +291,7 @@ class TableJob:
     start: int
     stop: int
     whole: bool
+    block_bytes: int
     columns: Columns
     record: Version
 
@@ -300,7 +301,7 @@ class TableJob:
 
     @property
     def digest(self) -> str:
-        return digest_of(self.file.key(), self.start, self.stop, self.whole, asdict(self.columns))
+        return digest_of(self.file.key(), self.start, self.stop, self.whole, self.block_bytes, asdict(self.columns))
 
     @property
     def units(self) -> int:
@@ -343,8 +344,8 @@ def convert(job: TableJob) -> TableState:
     except _BadRow as bad:
         return TableState(none, bad.why, sum(written) + bad.row)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        why, row = _explained(str(error), job.columns)
-        return TableState(none, why, row)
+        why, row = _explained(str(error), job.file)
+        return TableState(none, why, -1 if written else row)
     return TableState(np.array(written, np.int64))
 
 
@@ -364,7 +365,7 @@ def _tables(job: TableJob) -> Iterator[pa.Table]:
     with _stream(job.file) as stream:
         stream.read(job.file.start)
         try:
-            reader = pacsv.open_csv(stream, *_options(job.file, types))
+            reader = pacsv.open_csv(stream, *_options(job.file, types, job.block_bytes))
         except pa.ArrowInvalid as error:
             if "Empty CSV file" in str(error):
                 return
@@ -433,11 +434,14 @@ def _first(mask: pa.ChunkedArray) -> int:
     return int(np.flatnonzero(mask.to_numpy())[0])
 
 
-def _explained(text: str, columns: Columns) -> tuple[str, int]:
+def _explained(text: str, file: CsvFile) -> tuple[str, int]:
     """What pyarrow says about a row that it cannot read, and which row it says it is."""
-    row = re.search(r"Row #(\d+): ", text)
+    row, column = re.search(r"Row #(\d+): ", text), re.search(r"In CSV column #(\d+): ", text)
+    name = file.names[int(column[1])] if column else ""
+    value = re.search(r"conversion error to double: invalid value '(.*)'", text, re.DOTALL)
     plain = re.sub(r"In CSV column #\d+: |Row #\d+: |CSV (parse|conversion) error(: | to )?", "", text)
-    return f"cannot be read: {' '.join(plain.split())[:300]}", int(row[1]) - 1 if row else -1
+    why = f"has {name} {value[1][:100]!r}, which is no number" if value else f"cannot be read: {name} {plain[:300]}"
+    return " ".join(why.split()), int(row[1]) - 1 if row else -1
 
 
 def _convert_all(
@@ -476,7 +480,7 @@ def _jobs(tables: Tables, number: int, whole: bool, columns: Columns) -> Iterato
     step = file.entry.size if whole else _RANGE_BYTES
     for piece, start in enumerate(range(0 if whole else file.start, max(file.entry.size, 1), step)):
         stop = min(start + step, file.entry.size)
-        yield TableJob(number, piece, file, start, stop, whole, columns, record)
+        yield TableJob(number, piece, file, start, stop, whole, _RANGE_BYTES, columns, record)
 
 
 def _misfits(states: Sequence[tuple[TableJob, TableState]]) -> Iterator[Misfit]:
