@@ -27,7 +27,7 @@ from labelqa_dask.storage.location import Location
 
 @dataclass(frozen=True)
 class OutputArray:
-    """An array to be written: its name, dimensions, shape, type and the chunks it is written in.
+    """An array to be written: its name, dimensions, shape, type, the chunks and the Zarr group it is written in.
 
     `fill_value` is what a chunk holds that was not written; for floats NaN, for the rest 0 where it is not given.
     """
@@ -37,6 +37,7 @@ class OutputArray:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunks: tuple[int, ...]
+    group: str = "scores"
     fill_value: float | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -51,9 +52,13 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class ZarrSink:
-    """A Zarr group (format 3) that opens in plain xarray: one array per output, named dimensions."""
+    """Zarr groups (format 3) that open in plain xarray: one array per output, named dimensions.
+
+    `groups` tells of each output in which group it is: `scores.zarr`, `issues.zarr`.
+    """
 
     location: Location
+    groups: Mapping[str, str]
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
@@ -61,15 +66,18 @@ class ZarrSink:
         return {}
 
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
-        self.location.create()
-        with self.location.errors_of(""):
-            create_group(ZarrObjectStore(self.location.store), outputs, attributes)
+        for name in sorted(set(self.groups.values())):
+            location = self.location / f"{name}.zarr"
+            location.create()
+            with location.errors_of(""):
+                inside = [output for output in outputs if output.group == name]
+                create_group(ZarrObjectStore(location.store), inside, attributes)
 
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
-        with self.location.errors_of(name):
+        location = self.location / f"{self.groups[name]}.zarr"
+        with location.errors_of(name):
             if name not in self._arrays:
-                store = ZarrObjectStore(self.location.store)
-                self._arrays[name] = zarr.open_array(store, path=name, mode="r+")
+                self._arrays[name] = zarr.open_array(ZarrObjectStore(location.store), path=name, mode="r+")
             self._arrays[name][index] = values
 
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
