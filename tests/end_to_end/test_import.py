@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from labelqa_dask.segmentation import get_label_quality_scores
 from labelqa_dask.storage.location import Location
+from labelqa_dask.storage.run import open_run
 from pipelines.imports.work import record_of
 
 SETTINGS = ["--set", "cluster.workers=2", "--set", "cluster.memory_limit=2GiB"]
@@ -73,3 +75,21 @@ def test_a_killed_import_is_finished_by_the_same_command(folder):
     assert of_kept
     assert all(after[path] == before[path] for path in of_kept), "finished images must not be converted again"
     assert not done.exists()
+
+
+def test_what_was_imported_is_audited_and_padding_is_never_scored(folder):
+    subprocess.run(command(folder, "street.zarr"), check=True, capture_output=True)
+    audit = [sys.executable, "-m", "flows.cli", "run", "--no-prefect", str(folder / "street.yaml")]
+    subprocess.run(audit, check=True, capture_output=True)
+    run = open_run(folder / "street-audit")
+    assert run.worst["id"][0] == "137", "the image that was labelled wrongly is the worst"
+    scores = run.scores.load()
+    for i in (0, 1, 137):
+        probs = np.load(folder / f"predictions/{i:03d}.npy")
+        labels = np.asarray(Image.open(folder / f"masks/{i:03d}.png"))
+        alone, pixels = get_label_quality_scores(labels[None], probs[None])
+        row = int(np.flatnonzero(scores.id.values == f"{i:03d}")[0])
+        height, width = labels.shape
+        assert float(scores.image_scores[row]) == pytest.approx(float(alone[0]), abs=1e-9)
+        assert (scores.pixel_scores.values[row, :height, :width] == pixels[0]).all()
+        assert np.isnan(scores.pixel_scores.values[row, :, width:]).all()
