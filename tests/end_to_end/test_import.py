@@ -20,9 +20,10 @@ from pipelines.imports.work import record_of
 SETTINGS = ["--set", "cluster.workers=2", "--set", "cluster.memory_limit=2GiB"]
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """300 images of two sizes, one of which is labelled wrongly all over."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """300 images of two sizes, one of which is labelled wrongly all over, and what an import made of them."""
+    tmp_path = tmp_path_factory.mktemp("import")
     rng = np.random.default_rng(0)
     for name in ("masks", "predictions"):
         (tmp_path / name).mkdir()
@@ -34,6 +35,7 @@ def folder(tmp_path):
         labels = (truth + (i == 137)) % 4
         Image.fromarray(labels.astype(np.uint8)).save(tmp_path / f"masks/{i:03d}.png")
         np.save(tmp_path / f"predictions/{i:03d}.npy", probs)
+    subprocess.run(command(tmp_path, "undisturbed.zarr"), check=True, capture_output=True)
     return tmp_path
 
 
@@ -52,7 +54,6 @@ def versions(path: Path) -> dict[str, str]:
 
 
 def test_a_killed_import_is_finished_by_the_same_command(folder):
-    subprocess.run(command(folder, "undisturbed.zarr"), check=True, capture_output=True)
     out = folder / "street.zarr"
     done = Path(record_of(Location.parse(out)).run.local_path or "") / "stats"
     process = subprocess.Popen(command(folder, out.name), start_new_session=True, stdout=subprocess.DEVNULL)
@@ -78,10 +79,9 @@ def test_a_killed_import_is_finished_by_the_same_command(folder):
 
 
 def test_what_was_imported_is_audited_and_padding_is_never_scored(folder):
-    subprocess.run(command(folder, "street.zarr"), check=True, capture_output=True)
-    audit = [sys.executable, "-m", "flows.cli", "run", "--no-prefect", str(folder / "street.yaml")]
+    audit = [sys.executable, "-m", "flows.cli", "run", "--no-prefect", str(folder / "undisturbed.yaml")]
     subprocess.run(audit, check=True, capture_output=True)
-    run = open_run(folder / "street-audit")
+    run = open_run(folder / "undisturbed-audit")
     assert run.worst["id"][0] == "137", "the image that was labelled wrongly is the worst"
     scores = run.scores.load()
     for i in (0, 1, 137):
