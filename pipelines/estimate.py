@@ -18,7 +18,7 @@ from labelqa_dask.storage.record import BadRegion, Version
 from pipelines.bad_data import BadRegions
 from pipelines.layout import Region
 from pipelines.plan import Plan
-from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, in_flight, make_job, statistics
+from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, make_job, regions_in_flight, statistics
 
 _MOST_GROUPS = 256
 _LARGEST_GROUP = 16
@@ -71,7 +71,7 @@ def _reduce(
     total: State | None = None
     merged = 0
     groups = _groups(plan, version, manifest, bad, regions)
-    for group, state in in_flight(client, partial(_reduce_group, number), groups, plan, bad):
+    for group, state in regions_in_flight(client, partial(_reduce_group, number), groups, plan, bad):
         rows = sum(job.region.stop - job.region.start for job in group.jobs)
         meter.advance(group.regions, rows, sum(job.nbytes for job in group.jobs))
         finished[group.number] = state

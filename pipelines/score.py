@@ -25,7 +25,7 @@ from labelqa_dask.storage.sources import as_ids
 from pipelines.bad_data import BadRegions
 from pipelines.estimate import estimate
 from pipelines.plan import Plan
-from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, in_flight, make_job
+from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, make_job, regions_in_flight
 
 
 def score(plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener) -> None:
@@ -56,7 +56,7 @@ def _score_missing(
         for region in plan.layout.regions
         if region.name not in done
     )
-    for (job, _), written in in_flight(client, _work_on, jobs, plan, bad):
+    for (job, _), written in regions_in_flight(client, _work_on, jobs, plan, bad):
         if written:
             meter.advance(1, job.region.stop - job.region.start, job.nbytes)
 

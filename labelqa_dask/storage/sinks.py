@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
+from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
 from zarr.storage import ObjectStore as ZarrObjectStore
 
@@ -26,7 +27,10 @@ from labelqa_dask.storage.location import Location
 
 @dataclass(frozen=True)
 class OutputArray:
-    """An array to be written: its name, dimensions, shape, type, the chunks and the Zarr group it is written in."""
+    """An array to be written: its name, dimensions, shape, type, the chunks and the Zarr group it is written in.
+
+    `fill_value` is what a chunk holds that was not written; for floats NaN, for the rest 0 where it is not given.
+    """
 
     name: str
     dims: tuple[str, ...]
@@ -34,6 +38,8 @@ class OutputArray:
     dtype: np.dtype[Any]
     chunks: tuple[int, ...]
     group: str = "scores"
+    fill_value: float | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Sink(Protocol):
@@ -68,29 +74,11 @@ class ZarrSink:
 
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
         for name in sorted(set(self.groups.values())):
-            self._create_group(name, [output for output in outputs if output.group == name], attributes)
-
-    def _create_group(self, name: str, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
-        location = self.location / f"{name}.zarr"
-        location.create()
-        with location.errors_of(""):
-            store = ZarrObjectStore(location.store)
-            group = zarr.open_group(store, mode="a", zarr_format=3, attributes=dict(attributes))
-            for output in outputs:
-                if output.name in group:
-                    continue
-                group.create_array(
-                    output.name,
-                    shape=output.shape,
-                    dtype="str" if output.dtype == object else output.dtype,
-                    chunks=output.chunks,
-                    dimension_names=output.dims,
-                    fill_value={"f": np.nan, "i": -1}.get(output.dtype.kind),
-                    compressors="auto" if output.dtype == object else _compressor(output.dtype),
-                )
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Consolidated metadata")
-                zarr.consolidate_metadata(store)
+            location = self.location / f"{name}.zarr"
+            location.create()
+            with location.errors_of(""):
+                inside = [output for output in outputs if output.group == name]
+                create_group(ZarrObjectStore(location.store), inside, attributes)
 
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
         with self._location_of(name).errors_of(name):
@@ -114,6 +102,28 @@ class ZarrSink:
             store = ZarrObjectStore(self._location_of(name).store)
             self._arrays[name] = zarr.open_array(store, path=name, mode="r+")
         return self._arrays[name]
+
+
+def create_group(store: Store, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
+    """Make a group (format 3) of arrays with consolidated metadata; arrays that are there already stay."""
+    group = zarr.open_group(store, mode="a", zarr_format=3, attributes=dict(attributes))
+    for output in outputs:
+        if output.name in group:
+            continue
+        missing = {"f": np.nan, "i": -1}.get(output.dtype.kind)
+        group.create_array(
+            output.name,
+            shape=output.shape,
+            dtype="str" if output.dtype == object else output.dtype,
+            chunks=output.chunks,
+            dimension_names=output.dims,
+            fill_value=missing if output.fill_value is None else output.fill_value,
+            compressors="auto" if output.dtype == object else _compressor(output.dtype),
+            attributes=dict(output.attributes),
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(store)
 
 
 def _compressor(dtype: np.dtype[Any]) -> BloscCodec:
