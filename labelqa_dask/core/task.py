@@ -55,11 +55,14 @@ class State(Protocol):
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An array that a task reads or writes, by name, named dimensions and the kind of its values."""
+    """An array that a task reads or writes, by name, named dimensions and the kind of its values.
+
+    Labels are class ids; indicators are labels that say 0 or 1 for each class, and may be `LabelSets` in memory.
+    """
 
     name: str
     dims: tuple[str, ...]
-    kind: Literal["labels", "probabilities", "scores"]
+    kind: Literal["labels", "indicators", "probabilities", "scores"]
     accumulated: bool = False
 
     def score_dtype(self, predictions: np.dtype[Any]) -> np.dtype[Any]:
@@ -106,12 +109,14 @@ class Block:
 class Pass(Generic[ParamsT]):
     """One walk over the input that reduces it to a state.
 
-    `of(block, params, stats)` makes the `state` of one block; `stats` holds the results of the passes before.
+    `of(block, params, stats)` makes the `state` of one block; `stats` holds the results of the passes before. Where the
+    result has several values per class, (k, m), `columns` names them.
     """
 
     name: str
     state: type[State]
     of: Callable[[Block, ParamsT, Stats], State]
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,7 @@ class Task(ABC, Generic[ParamsT]):
     outputs : the arrays written, dimensions in input order.
     ranked_by : the output by which examples are ranked, one score per example.
     class_unit : what `class_scores` counts ("examples", "pixels").
+    fewest_classes : the number of classes below which the method has no meaning.
     """
 
     params_model: ClassVar[type[Params]]
@@ -149,10 +155,11 @@ class Task(ABC, Generic[ParamsT]):
     outputs: ClassVar[tuple[ArraySpec, ...]]
     ranked_by: ClassVar[str]
     class_unit: ClassVar[str] = "examples"
+    fewest_classes: ClassVar[int] = 2
 
     @property
     def name(self) -> str:
-        return type(self).__module__.rpartition(".")[2]
+        return type(self).__module__.split(".")[1]
 
     @property
     def dims(self) -> tuple[str, ...]:
