@@ -146,7 +146,10 @@ def _map(
     leader = len(names) - 1
 
     def run(*blocks: Array, stats: Mapping[str, Any], block_info: Any = None) -> Array:
-        parts = {name: (block.squeeze(axes) if axes else block) for name, block, axes in zip(names, blocks, missing, strict=True)}
+        parts = {
+            name: (block.squeeze(axes) if axes else block)
+            for name, block, axes in zip(names, blocks, missing, strict=True)
+        }
         location, chunk = (block_info[leader][key] for key in ("array-location", "chunk-location"))
         starts = {dim: start for dim, (start, _) in zip(task.dims, location, strict=True)}
         origin = {dim: int(start) for dim, start in starts.items() if not math.isnan(start)}

@@ -81,8 +81,8 @@ def map_rows(function: Callable[..., Any], values: Any, dtype: Any) -> Any:
 def as_indicators(labels: Any, k: int) -> Any:
     """Labels of k classes in any form as an array of 0 and 1, lazy where they are, or as `LabelSets`.
 
-    Lists of class ids may be a list of lists, or a Series or array of lists; sparse ones any of scipy's, or a Dask array
-    of them.
+    Lists of class ids may be a list of lists, or a Series or array of lists; sparse labels any of scipy's, or a Dask
+    array of them.
     """
     if isinstance(labels, LabelSets | xr.DataArray):
         return labels

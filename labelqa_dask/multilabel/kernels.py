@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from labelqa_dask.core.kernels import (
     PROBABILITY_TOLERANCE,
+    contracting_kernel,
     exp_nonpositive,
     inlined,
     kernel,
@@ -37,7 +38,7 @@ LANES = 64
 MOST_SELECTED = 64
 _TILE_VALUES = 1 << 12
 _NEGLIGIBLE = 2.0**-60
-_LN_2 = math.log(2.0)
+_PER_LN_2 = 1 / math.log(2.0)
 
 
 def selected(k: int, alpha: float) -> int:
@@ -141,8 +142,7 @@ def score(
             for j in range(m * k):
                 scores[j] = (scores[j] + (shifts[1, j] if positive[j] else shifts[0, j])) * scales[j]
         if method == ENTROPY:
-            for j in range(m * k):
-                scores[j] = _entropy_score(scores[j])
+            _weigh_by_entropy(pred_probs[start : start + m].reshape(m * k), scores[: m * k])
         if len(class_scores) > 0:
             kept = class_scores[start : start + m].reshape(m * k)
             for j in range(m * k):
@@ -153,12 +153,14 @@ def score(
     return -1
 
 
-@inlined
-def _entropy_score(s: Any) -> Any:
-    p = min(max(s, 0.0), 1.0)
-    entropy = -(p * log_positive(p) + (1 - p) * log_positive(1 - p)) / _LN_2
-    weighted = entropy / max(s, FLOOR)
-    return log_positive(weighted + 1) / max(weighted, FLOOR)
+@contracting_kernel
+def _weigh_by_entropy(probs: Any, scores: Any) -> None:
+    """Replace self-confidence (m * k) by confidence-weighted entropy."""
+    for j in range(len(scores)):
+        p = min(max(np.float64(probs[j]), 0.0), 1.0)
+        entropy = -(p * log_positive(p) + (1 - p) * log_positive(1 - p)) * _PER_LN_2
+        weighted = entropy / max(scores[j], FLOOR)
+        scores[j] = log_positive(weighted + 1) / max(weighted, FLOOR)
 
 
 @kernel
@@ -235,7 +237,7 @@ def _softmin_lanes(lanes: Any, m: int, temperature: float, out: Any) -> None:
 
 @kernel
 def _average_row(row: Any, alpha: float, lowest: Any) -> float:
-    """The moving average of the lowest scores of a row, found by insertion into `lowest`, which is in ascending order."""
+    """The moving average of a row, of which the lowest scores are put in order in `lowest`."""
     last = len(lowest) - 1
     for j in range(len(row)):
         if j <= last or row[j] < lowest[last]:

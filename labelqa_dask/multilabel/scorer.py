@@ -27,8 +27,6 @@ from labelqa_dask.multilabel.task import (
     average_unsorted,
 )
 
-_OVERALL, _PER_CLASS = Overall(), PerClass()
-
 
 class WrongType(InvalidInput, TypeError):
     """An argument of a type that cannot be used."""
@@ -220,7 +218,8 @@ class Aggregator:
             raise InvalidInput(f"must be an array of 2 dimensions, got {type(scores).__name__}", "scores")
         if self.name:
             return self.method(scores, **keywords)
-        return public.map_rows(partial(_called, self.method, keywords), scores, np.float64)
+        dtype = np.float64 if scores.dtype.itemsize >= 8 else np.float32
+        return public.map_rows(partial(_called, self.method, keywords), scores, dtype)
 
     def __repr__(self) -> str:
         return f"Aggregator(method={getattr(self.method, '__name__', self.method)}, kwargs={self.kwargs})"
@@ -235,6 +234,9 @@ def _called(method: Callable[..., Any], keywords: Mapping[str, Any], scores: Arr
             "It must make one score per row.",
         )
     return found
+
+
+_BY_MOVING_AVERAGE = Aggregator(exponential_moving_average, alpha=ALPHA)
 
 
 class MultilabelScorer:
@@ -261,7 +263,7 @@ class MultilabelScorer:
     def __init__(
         self,
         base_scorer: ClassLabelScorer = ClassLabelScorer.SELF_CONFIDENCE,
-        aggregator: Aggregator | Callable[..., Any] = Aggregator(exponential_moving_average, alpha=ALPHA),
+        aggregator: Aggregator | Callable[..., Any] = _BY_MOVING_AVERAGE,
         *,
         strict: bool = True,
     ) -> None:
@@ -285,13 +287,12 @@ class MultilabelScorer:
             )
         keywords = {**self.aggregator.kwargs, **aggregator_kwargs}
         if self.aggregator.name is None:
-            return self.aggregate(
-                self.get_class_label_quality_scores(labels, pred_probs, base_scorer_kwargs), **aggregator_kwargs
-            )
+            function = partial(_called, self.aggregator.method, {**keywords, "axis": 1})
+            return self._run(Overall(function), labels, pred_probs, base_scorer_kwargs)
         settings = {"alpha": keywords.get("alpha")}
         if self.aggregator.name == "softmin":
             settings = {"temperature": keywords.get("temperature", TEMPERATURE)}
-        return self._run(_OVERALL, labels, pred_probs, base_scorer_kwargs, aggregator=self.aggregator.name, **settings)
+        return self._run(Overall(), labels, pred_probs, base_scorer_kwargs, aggregator=self.aggregator.name, **settings)
 
     def aggregate(self, class_label_quality_scores: Any, **kwargs: Any) -> Any:
         """One score per example (n,) of scores per example and class (n, k)."""
@@ -301,7 +302,7 @@ class MultilabelScorer:
         self, labels: Any, pred_probs: Any, base_scorer_kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Scores (n, k) of each label of each example; arguments as in `get_label_quality_scores`."""
-        return self._run(_PER_CLASS, labels, pred_probs, base_scorer_kwargs)
+        return self._run(PerClass(), labels, pred_probs, base_scorer_kwargs)
 
     def _run(
         self,
@@ -318,11 +319,14 @@ class MultilabelScorer:
         return outputs[task.outputs[0].name]
 
 
+_BY_SELF_CONFIDENCE = MultilabelScorer()
+
+
 def get_label_quality_scores(
     labels: Any,
     pred_probs: Any,
     *,
-    method: MultilabelScorer | str = MultilabelScorer(),
+    method: MultilabelScorer | str = _BY_SELF_CONFIDENCE,
     adjust_pred_probs: bool = False,
     aggregator_kwargs: Mapping[str, Any] | None = None,
     base_scorer_kwargs: Mapping[str, Any] | None = None,
@@ -429,10 +433,8 @@ def multilabel_py(y: Any) -> Any:
         without: Any = 1 - np.bincount(y.classes, minlength=y.k) / len(y)
     else:
         without = (y == 0).mean(axis=0)
-    if hasattr(without, "dims"):
-        without = without.expand_dims({"label": [0, 1]}, axis=-1)
-    else:
-        without = without[:, np.newaxis]
+    named = hasattr(without, "dims")
+    without = without.expand_dims({"label": [0, 1]}, axis=-1) if named else without[:, np.newaxis]
     return without * np.array([1, -1]) + np.array([0, 1])
 
 

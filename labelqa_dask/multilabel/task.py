@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -174,10 +174,19 @@ class Multilabel(Task[MultilabelParams]):
         }
 
 
+@dataclass(frozen=True)
 class Overall(Multilabel):
-    """The scores of the examples alone."""
+    """The scores of the examples alone; by a function of the rows of scores (n, k) in place of a built-in one."""
+
+    aggregate: Callable[[Array], Array] | None = None
 
     outputs = Multilabel.outputs[:1]
+
+    def score(self, block: Block, params: MultilabelParams, stats: Stats) -> dict[str, Any]:
+        if self.aggregate is None:
+            return super().score(block, params, stats)
+        class_scores = PerClass().score(block, params, stats)["class_label_quality_score"]
+        return {"label_quality_score": self.aggregate(class_scores).astype(class_scores.dtype, copy=False)}
 
 
 class PerClass(Multilabel):
