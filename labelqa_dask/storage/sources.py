@@ -346,8 +346,10 @@ class ParquetSource:
 
     def read(self, index: Index) -> Array:
         start, stop, _ = index[0].indices(self.shape[0])
-        needed = [group for group in self.groups if group.start < stop and group.stop > start]
-        parts = [self._read_group(group)[max(start - group.start, 0) : stop - group.start] for group in needed]
+        parts = [
+            self._read_group(group)[max(start - group.start, 0) : stop - group.start]
+            for group in self.groups_of(start, stop)
+        ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def fingerprint(self) -> Fingerprint:
@@ -364,7 +366,12 @@ class ParquetSource:
         starts = range(0, n, rows)
         return replace(self, groups=tuple(RowGroup("", 0, start, min(start + rows, n), nbytes) for start in starts))
 
-    def _read_group(self, group: RowGroup) -> Array:
+    def groups_of(self, start: int, stop: int) -> list[RowGroup]:
+        """The row groups that hold some rows."""
+        return [group for group in self.groups if group.start < stop and group.stop > start]
+
+    def read_table(self, group: RowGroup) -> pa.Table:
+        """The columns of a row group; nothing in them is missing."""
         place = str(self.location / group.file)
         with _parquet_errors(self.location, group.file):
             table = pq.ParquetFile(self.location.reader(group.file)).read_row_group(
@@ -376,6 +383,10 @@ class ParquetSource:
                 raise InvalidInput(
                     f"{name} is missing (null)", f"{place}, row {group.start + row:,}", "Fill it in, or drop the row."
                 )
+        return table
+
+    def _read_group(self, group: RowGroup) -> Array:
+        table = self.read_table(group)
         if len(self.shape) == 1:
             return _to_numpy(table[self.columns[0]])
         if not _is_list(table[self.columns[0]].type):
@@ -383,7 +394,7 @@ class ParquetSource:
             for j, name in enumerate(self.columns):
                 stacked[:, j] = _to_numpy(table[name])
             return stacked
-        return self._unpack_lists(table[self.columns[0]], group, place)
+        return self._unpack_lists(table[self.columns[0]], group, str(self.location / group.file))
 
     def _unpack_lists(self, column: pa.ChunkedArray, group: RowGroup, place: str) -> Array:
         k = self.shape[1]
@@ -406,6 +417,16 @@ class ParquetSource:
             parts.append(_to_numpy(values).reshape(-1, k))
             row += len(chunk)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def holds_lists_of_any_length(location: Location, column: str) -> bool:
+    """Whether a column of Parquet files holds lists that need not be of one length, by the first footer."""
+    folder, files = _find_files(location)
+    schema = _open_parquet(folder, *files[0]).schema_arrow
+    if column not in schema.names:
+        raise InvalidConfig(f"has no column {column!r}", str(folder / files[0][0]), nearest(column, schema.names))
+    value = schema.field(column).type
+    return bool(pa.types.is_list(value) or pa.types.is_large_list(value))
 
 
 def _find_files(location: Location) -> tuple[Location, list[tuple[str, int, str]]]:
