@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from labelqa_dask.core.class_scores import ClassScores
+from labelqa_dask.core.confident import FLOOR, ClassMeans, issue_thresholds
 from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.kernels import PROBABILITY_TOLERANCE, Array, as_labels, as_predictions
 from labelqa_dask.core.label_sets import LabelSets
 from labelqa_dask.core.task import ArraySpec, Block, Params, Pass, Stats, Task
-from labelqa_dask.multiclass import FLOOR, MISSING_CLASS_THRESHOLD, ClassMeans, Method
+from labelqa_dask.multiclass.task import Method
 from labelqa_dask.multilabel import kernels
 
 BuiltIn = Literal["exponential_moving_average", "softmin"]
 ALPHA = 0.8
 TEMPERATURE = 0.1
-SIDES = ("without", "with")
 
 _SORTED_BYTES = 1 << 20
 
@@ -94,8 +94,7 @@ def class_means(block: Block, params: MultilabelParams, stats: Stats) -> ClassMe
 def class_issues(block: Block, params: MultilabelParams, stats: Stats) -> ClassIssues:
     """State of one block: examples off the diagonal of each class's confident joint."""
     pred_probs = as_predictions(block["pred_probs"])
-    thresholds = stats["confident_thresholds"]
-    least = np.where(thresholds == MISSING_CLASS_THRESHOLD, 2 * FLOOR, thresholds) - FLOOR
+    least = issue_thresholds(stats["confident_thresholds"]) - FLOOR
     state = ClassIssues(np.zeros(least.shape, np.int64))
     bad = kernels.add_class_issues(*_forms(block["labels"], len(least)), pred_probs, least, state.count)
     if bad >= 0:
@@ -119,11 +118,21 @@ class Multilabel(Task[MultilabelParams]):
     fewest_classes = 1
 
     def passes(self, params: MultilabelParams) -> tuple[Pass[MultilabelParams], ...]:
-        thresholds = Pass("confident_thresholds", ClassMeans, class_means, SIDES)
-        issues = Pass("label_issues", ClassIssues, class_issues, SIDES)
+        thresholds = Pass("confident_thresholds", ClassMeans, class_means)
+        issues = Pass("label_issues", ClassIssues, class_issues)
         if params.count_issues:
             return thresholds, issues
         return (thresholds,) if params.adjust_pred_probs else ()
+
+    def statistics(self, params: MultilabelParams, stats: Stats) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if "confident_thresholds" in stats:
+            without, having = stats["confident_thresholds"].T.tolist()
+            found |= {"confident_threshold_without": without, "confident_threshold": having}
+        if "label_issues" in stats:
+            missing, wrong = stats["label_issues"].T.tolist()
+            found |= {"labels_missing": missing, "labels_wrongly_given": wrong}
+        return found
 
     def score(self, block: Block, params: MultilabelParams, stats: Stats) -> dict[str, Any]:
         pred_probs = as_predictions(block["pred_probs"])
@@ -166,7 +175,7 @@ class Multilabel(Task[MultilabelParams]):
         kernels.add_class_scores(*_forms(block["labels"], k), per_class, state.count, state.total)
         return state
 
-    def describe(self, block: Block, examples: NDArray[np.intp]) -> dict[str, Array]:
+    def describe(self, block: Block, scores: Mapping[str, Any], examples: NDArray[np.intp]) -> dict[str, Array]:
         rows = [np.asarray(block["labels"][i : i + 1])[0] != 0 for i in examples.tolist()]
         return {
             "given_label": _class_lists(rows),

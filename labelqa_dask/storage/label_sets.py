@@ -15,7 +15,7 @@ from labelqa_dask.core.label_sets import LabelSets
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.sources import Fingerprint, Index, ParquetSource, RowGroup
 
-_ID_BYTES = 8  # as ids are stored and checked; those that are kept take half of it
+_START_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class LabelSetSource:
     def nbytes(self, block: Sequence[int]) -> int:
         groups = self.parquet.groups
         row = sum(group.nbytes for group in groups) / max(1, sum(group.stop - group.start for group in groups))
-        return int(block[0] * (row + LabelSets.start_bytes))
+        return int(block[0] * (row + _START_BYTES))
 
     def decode_bytes(self, block: Sequence[int]) -> int:
         largest = max((group.nbytes for group in self.parquet.groups), default=0)
