@@ -15,8 +15,6 @@ from labelqa_dask.core.label_sets import LabelSets
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.sources import Fingerprint, Index, ParquetSource, RowGroup
 
-_START_BYTES = 8
-
 
 @dataclass(frozen=True)
 class LabelSetSource:
@@ -51,7 +49,8 @@ class LabelSetSource:
     def row_bounds(self) -> NDArray[np.int64]:
         return self.parquet.row_bounds()
 
-    def read(self, index: Index) -> LabelSets:
+    def read(self, index: Index) -> Any:
+        """Label sets of some rows."""
         start, stop, _ = index[0].indices(self.shape[0])
         parts = [
             self._read_group(group)[max(start - group.start, 0) : stop - group.start]
@@ -63,13 +62,13 @@ class LabelSetSource:
         return self.parquet.fingerprint()
 
     def nbytes(self, block: Sequence[int]) -> int:
-        groups = self.parquet.groups
-        row = sum(group.nbytes for group in groups) / max(1, sum(group.stop - group.start for group in groups))
-        return int(block[0] * (row + _START_BYTES))
+        rows = sum(group.stop - group.start for group in self.parquet.groups)
+        values = sum(group.values for group in self.parquet.groups) / max(1, rows)
+        return int(block[0] * (8 + 4 * values))
 
     def decode_bytes(self, block: Sequence[int]) -> int:
-        largest = max((group.nbytes for group in self.parquet.groups), default=0)
-        return 2 * self.nbytes(block) + 4 * largest
+        largest = max((group.nbytes + 28 * group.values for group in self.parquet.groups), default=0)
+        return 2 * self.nbytes(block) + largest
 
     def rechunked(self, chunks: Sequence[int | None]) -> Self:
         return replace(self, parquet=self.parquet.rechunked(chunks[:1]))

@@ -116,8 +116,14 @@ class ParquetSink:
 
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
         n = len(next(iter(columns.values())))
-        table = pa.table({"row": np.arange(start, start + n, dtype=np.int64), **columns})
+        stored = {name: _as_lists(values) if values.ndim == 2 else values for name, values in columns.items()}
+        table = pa.table({"row": np.arange(start, start + n, dtype=np.int64), **stored})
         self.location.write(f"part-{region}.parquet", parquet_bytes(table))
+
+
+def _as_lists(values: Array) -> pa.FixedSizeListArray:
+    """Rows (n, k) as lists of one length."""
+    return pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(values).ravel(), values.shape[1])
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

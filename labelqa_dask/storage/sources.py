@@ -86,6 +86,10 @@ class Source(Protocol):
 
     def fingerprint(self) -> Fingerprint: ...
 
+    def nbytes(self, block: Sequence[int]) -> int:
+        """Memory of a block of some shape, once it is read."""
+        ...
+
     def decode_bytes(self, block: Sequence[int]) -> int:
         """Memory that reading a block of some shape takes at its peak, the result included."""
         ...
@@ -170,8 +174,11 @@ class ZarrSource:
         found = self.location.entries(self.array or None)
         return Fingerprint.of([(entry.path, entry.size, entry.version) for entry in found])
 
+    def nbytes(self, block: Sequence[int]) -> int:
+        return int(np.prod(block)) * self.dtype.itemsize
+
     def decode_bytes(self, block: Sequence[int]) -> int:
-        result = int(np.prod(block)) * self.dtype.itemsize
+        result = self.nbytes(block)
         chunk = int(np.prod(self.chunks)) * self.stored.itemsize
         in_flight = min(_CHUNKS_IN_FLIGHT, int(np.prod([-(-b // c) for b, c in zip(block, self.chunks, strict=True)])))
         raw = int(np.prod(block)) * self.stored.itemsize if self.attributes else 0
@@ -269,13 +276,14 @@ def _only_array(location: Location) -> str:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group of a Parquet file: its rows in the whole data set, and its size in memory."""
+    """A row group of a Parquet file: its rows in the whole data set, how many values they hold, and their size."""
 
     file: str
     group: int
     start: int
     stop: int
     nbytes: int
+    values: int
 
 
 @dataclass(frozen=True)
@@ -307,7 +315,10 @@ class ParquetSource:
             for number in range(footer.metadata.num_row_groups):
                 group = footer.metadata.row_group(number)
                 if group.num_rows:
-                    groups.append(RowGroup(path, number, row, row + group.num_rows, _column_bytes(group, columns)))
+                    parts = [part for name in columns for part in _parts(group, name)]
+                    size = sum(part.total_uncompressed_size for part in parts)
+                    count = sum(part.num_values for part in parts)
+                    groups.append(RowGroup(path, number, row, row + group.num_rows, size, count))
                     row += group.num_rows
         values = [footers[0].schema_arrow.field(name).type for name in columns]
         if len(columns) > 1 and (not stack or any(map(_is_list, values))):
@@ -355,6 +366,9 @@ class ParquetSource:
     def fingerprint(self) -> Fingerprint:
         return Fingerprint.of(self.files)
 
+    def nbytes(self, block: Sequence[int]) -> int:
+        return int(np.prod(block)) * self.dtype.itemsize
+
     def decode_bytes(self, block: Sequence[int]) -> int:
         row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
         longest = max((group.stop - group.start for group in self.groups), default=0)
@@ -362,9 +376,12 @@ class ParquetSource:
 
     def rechunked(self, chunks: Sequence[int | None]) -> Self:
         rows, n = chunks[0] or self.shape[0], self.shape[0]
-        nbytes = sum(group.nbytes for group in self.groups) // n * rows
+        nbytes, values = (
+            sum(getattr(group, name) for group in self.groups) // n * rows for name in ("nbytes", "values")
+        )
         starts = range(0, n, rows)
-        return replace(self, groups=tuple(RowGroup("", 0, start, min(start + rows, n), nbytes) for start in starts))
+        groups = (RowGroup("", 0, start, min(start + rows, n), nbytes, values) for start in starts)
+        return replace(self, groups=tuple(groups))
 
     def groups_of(self, start: int, stop: int) -> list[RowGroup]:
         """The row groups that hold some rows."""
@@ -486,10 +503,6 @@ def _check_columns(
                 str(place),
                 "Write all files with one schema.",
             )
-
-
-def _column_bytes(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
-    return sum(part.total_uncompressed_size for name in columns for part in _parts(group, name))
 
 
 def _list_length(footer: pq.ParquetFile, column: str) -> int:
