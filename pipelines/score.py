@@ -19,6 +19,7 @@ from labelqa_dask.core.task import State, merge_states
 from labelqa_dask.storage.record import Receipt, Version
 from labelqa_dask.storage.sinks import checksum
 from labelqa_dask.storage.sources import as_ids
+from pipelines.layout import by_rows
 from pipelines.plan import Plan
 from pipelines.regions import Listener, Meter, Problem, RegionJob, guarded, in_flight, make_job
 
@@ -107,7 +108,7 @@ def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: A
     written = ""
     for spec in task.written(job.params):
         values = scores[spec.name]
-        if isinstance(values, State) or spec.dims == ("example",):
+        if isinstance(values, State) or by_rows(spec.dims):
             per_example[spec.name] = values
         else:
             job.sink.write_block(spec.name, tuple(where[dim] for dim in spec.dims), values)
