@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
+from operator import getitem
 from typing import Any
 
 import dask.array as da
@@ -128,6 +129,11 @@ def map_rows(function: Callable[[Array], Any], array: da.Array, columns: int | N
 def results_of(states: Mapping[str, Delayed]) -> Delayed | Mapping[str, Any]:
     """Lazy mapping of each pass's name to its result."""
     return delayed(_results)(dict(states)) if states else {}
+
+
+def pick_lazily(stats: Delayed | Mapping[str, Any], name: str, shape: tuple[int, ...], dtype: Any) -> da.Array:
+    """One of the results of passes, an array of a known shape."""
+    return da.from_delayed(delayed(getitem)(stats, name), shape=shape, dtype=dtype)
 
 
 def call_lazily(function: Callable[..., Array], *args: Any, dtype: Any) -> da.Array:

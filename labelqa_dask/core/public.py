@@ -55,6 +55,16 @@ def run(
     return {spec.name: _relabel(spec, outputs[spec.name], names, labelled) for spec in task.written(params)}
 
 
+def statistic(task: Task[Any], arrays: Mapping[str, Any], params: Any, name: str, columns: int) -> Any:
+    """The result of one of a task's passes that has some values per class, (k, columns) int: lazy where an input is."""
+    given = {spec.name: plain(arrays[spec.name]) for spec in task.inputs}
+    sizes = check_layout(task, {name: ArrayInfo(array.shape, array.dtype, name) for name, array in given.items()})
+    if not any(isinstance(array, da.Array) for array in given.values()):
+        return blocks.reduce_arrays(task, blocks.Whole(given, sizes), params)[name]
+    _, stats = _states_of(task, given, params, 0.0)
+    return graph.pick_lazily(stats, name, (sizes["class"], columns), np.int64)
+
+
 def call(function: Callable[..., Any], values: Any, *args: Any, dtype: Any) -> Any:
     """A function of a whole array that makes a vector: lazy where the array is."""
     array = plain(values)
@@ -106,6 +116,14 @@ def as_indicators(labels: Any, k: int) -> Any:
 
 
 def _run_lazily(task: Task[Any], arrays: Mapping[str, Any], params: Any, resolution: float) -> dict[str, da.Array]:
+    aligned, stats = _states_of(task, arrays, params, resolution)
+    return graph.map_scores(task, aligned, params, stats, resolution)
+
+
+def _states_of(
+    task: Task[Any], arrays: Mapping[str, Any], params: Any, resolution: float
+) -> tuple[dict[str, da.Array], Any]:
+    """The arrays, lined up, and the lazy results of all passes over them."""
     leader = next(array for array in arrays.values() if isinstance(array, da.Array))
     lazy = {
         name: array if isinstance(array, da.Array) else graph.chunk_like(array, leader)
@@ -115,7 +133,7 @@ def _run_lazily(task: Task[Any], arrays: Mapping[str, Any], params: Any, resolut
     states: dict[str, Any] = {}
     for step in task.passes(params):
         states[step.name] = graph.reduce_states(task, step, aligned, params, graph.results_of(states), resolution)
-    return graph.map_scores(task, aligned, params, graph.results_of(states), resolution)
+    return aligned, graph.results_of(states)
 
 
 def _dim_names(task: Task[Any], labelled: Mapping[str, xr.DataArray]) -> dict[str, str]:

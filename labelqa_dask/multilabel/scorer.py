@@ -27,6 +27,8 @@ from labelqa_dask.multilabel.task import (
     average_unsorted,
 )
 
+_TASK = Multilabel()
+
 
 class WrongType(InvalidInput, TypeError):
     """An argument of a type that cannot be used."""
@@ -406,6 +408,38 @@ def get_label_quality_scores_per_class(
     """
     scorer = MultilabelScorer(ClassLabelScorer.from_str(method))
     return scorer.get_class_label_quality_scores(labels, pred_probs, {"adjust_pred_probs": adjust_pred_probs})
+
+
+def count_issues_per_class(labels: Any, pred_probs: Any) -> Any:
+    """Count the labels of each class that are confidently wrong, by confident learning on each class by itself.
+
+    Parameters
+    ----------
+    labels, pred_probs
+        As in `get_label_quality_scores`.
+
+    Returns
+    -------
+    (k, 2) int array
+        How many examples lack a class that they probably have, and how many have one that they probably lack; their sum
+        is the number of issues that the reference's batched inspector estimates. Lazy for Dask; two walks over it.
+
+    Raises
+    ------
+    InvalidInput
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pred_probs = np.array([[0.9, 0.1], [0.8, 0.9], [0.1, 0.2], [0.95, 0.1]])
+    >>> count_issues_per_class([[0], [0, 1], [], [1]], pred_probs)
+    array([[1, 0],
+           [0, 1]])
+    """
+    params = _TASK.params(count_issues=True)
+    shape = np.shape(pred_probs)
+    given = public.as_indicators(labels, shape[1]) if len(shape) == 2 else labels
+    return public.statistic(_TASK, {"labels": given, "pred_probs": pred_probs}, params, "label_issues", 2)
 
 
 def multilabel_py(y: Any) -> Any:

@@ -18,9 +18,6 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.multiclass import OneVsRestClassifier
 
 from labelqa_dask import multilabel
-from labelqa_dask.core.task import Block
-from labelqa_dask.multilabel import TASK
-from labelqa_dask.multilabel.task import class_issues, class_means
 from tests.strategies import multilabel_data
 
 Data = tuple[NDArray[Any], NDArray[Any]]
@@ -196,9 +193,10 @@ def test_equal_scores_stay_equal_and_the_order_is_the_references() -> None:
 def test_issues_per_class_are_counted_as_in_the_reference(data: str) -> None:
     """Each class is the two-class problem of the batched inspector, its thresholds and its number of issues."""
     labels, pred_probs = DATA[data]()
-    block, params = Block({"labels": labels, "pred_probs": pred_probs}), TASK.params(count_issues=True)
-    thresholds = class_means(block, params, {}).result()
-    counts = class_issues(block, params, {"confident_thresholds": thresholds}).result()
+    counts = multilabel.count_issues_per_class(labels, pred_probs)
+    lazy = multilabel.count_issues_per_class(da.from_array(labels, chunks=9), da.from_array(pred_probs, chunks=7))
+    assert isinstance(lazy, da.Array)
+    np.testing.assert_array_equal(lazy.compute(scheduler="sync"), counts)
     for j in range(labels.shape[1]):
         columns = np.column_stack([1 - pred_probs[:, j], pred_probs[:, j]])
         inspector = LabelInspector(num_class=2, verbose=False)
