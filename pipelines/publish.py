@@ -29,7 +29,7 @@ def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) 
     summary = _summary(plan, version, manifest, selection)
     worst = worst_table(plan, selection.summary)
     location = version.location
-    location.write("worst.parquet", parquet_bytes(pa.Table.from_pandas(worst, preserve_index=False)))
+    location.write("worst.parquet", parquet_bytes(_typed(pa.Table.from_pandas(worst, preserve_index=False))))
     classes = _classes_table(summary)
     if classes is not None:
         location.write("classes.parquet", parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False)))
@@ -47,6 +47,13 @@ def worst_table(plan: Plan, summary: Summary) -> pd.DataFrame:
         table["id"] = columns.pop("id")
     described = {name: _with_missing(values) for name, values in columns.items()}
     return pd.DataFrame({**table, plan.task.ranked_by: summary.worst.scores, **described})
+
+
+def _typed(table: pa.Table) -> pa.Table:
+    """The table, its lists those of class ids even where all of them are empty."""
+    sets = pa.list_(pa.int64())
+    types = (sets if pa.types.is_list(field.type) else field.type for field in table.schema)
+    return table.cast(pa.schema([field.with_type(t) for field, t in zip(table.schema, types, strict=True)]))
 
 
 def _with_missing(values: Array) -> Any:

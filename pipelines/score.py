@@ -24,6 +24,7 @@ from labelqa_dask.storage.sinks import checksum
 from labelqa_dask.storage.sources import as_ids
 from pipelines.bad_data import BadRegions
 from pipelines.estimate import estimate
+from pipelines.layout import by_rows
 from pipelines.plan import Plan
 from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, make_job, regions_in_flight
 
@@ -168,7 +169,7 @@ def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: A
     written = ""
     for spec in task.written(job.params):
         values = scores[spec.name]
-        if isinstance(values, State) or spec.dims == ("example",):
+        if isinstance(values, State) or by_rows(spec.dims):
             per_example[spec.name] = values
         else:
             job.sink.write_block(spec.name, tuple(where[dim] for dim in spec.dims), values)

@@ -145,18 +145,28 @@ class ParquetSink:
 
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
         n = len(next(iter(columns.values())))
-        self._write(region, {"row": np.arange(start, start + n, dtype=np.int64), **columns})
+        stored = {name: _as_lists(values) if values.ndim == 2 else values for name, values in columns.items()}
+        self._write(region, {"row": np.arange(start, start + n, dtype=np.int64), **stored})
 
     def leave_out(self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None) -> None:
         columns: dict[str, Any] = {"row": np.arange(start, stop, dtype=np.int64)}
         for output in sorted(outputs, key=lambda output: output.name != "id"):
             kept = output.name == "id" and ids is not None
-            dtype = pa.string() if output.dtype == object else pa.from_numpy_dtype(output.dtype)
-            columns[output.name] = ids if kept else pa.nulls(stop - start, dtype)
+            columns[output.name] = ids if kept else pa.nulls(stop - start, _arrow_type(output))
         self._write(region, columns)
 
     def _write(self, region: str, columns: Mapping[str, Any]) -> None:
         self.location.write(f"part-{region}.parquet", parquet_bytes(pa.table(dict(columns))))
+
+
+def _arrow_type(output: OutputArray) -> pa.DataType:
+    value = pa.string() if output.dtype == object else pa.from_numpy_dtype(output.dtype)
+    return pa.list_(value, output.shape[1]) if len(output.shape) == 2 else value
+
+
+def _as_lists(values: Array) -> pa.FixedSizeListArray:
+    """Rows (n, k) as lists of one length."""
+    return pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(values).ravel(), values.shape[1])
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
