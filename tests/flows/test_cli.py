@@ -85,7 +85,7 @@ def test_report_says_where_it_is_and_saves_a_copy(audited, tmp_path):
 def test_schema_is_json_and_names_the_parameters_of_each_task():
     schema = json.loads(labelqa("schema").stdout)
     assert "temperature" in schema["$defs"]["SegmentationParams"]["properties"]
-    assert schema["properties"]["task"]["enum"] == ["multiclass", "segmentation"]
+    assert schema["properties"]["task"]["enum"] == list(task_names())
 
 
 @pytest.mark.parametrize(
