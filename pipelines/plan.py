@@ -5,7 +5,9 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,6 +166,7 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
     """
     task = config.method
     params = task.params(**config.params)
+    _check_output(config)
     sources = _open_sources(config, task)
     infos = {name: ArrayInfo(source.shape, source.dtype, source.place) for name, source in sources.items()}
     sizes = check_layout(task, infos)
@@ -190,6 +193,29 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
     return plan
 
 
+def _check_output(config: AuditConfig) -> None:
+    """Refuse an output that cannot be a folder, and one whose files would be read as input by the next run."""
+    out = Location.parse(config.output.uri, config.storage)
+    above = Path(out.local_path or "")
+    for path in [above, *above.parents] if out.local_path else []:
+        if path.is_file():
+            raise InvalidConfig("is a file, but the output is a folder", str(path), "Choose another output.uri.")
+    for name, settings in config.input.items():
+        inside = Location.parse(settings.uri, config.storage)
+        if settings.array is not None:
+            inside = inside / settings.array
+        elif "*" in inside.name or "?" in inside.name:
+            first = out.url.removeprefix(f"{inside.parent.url}/").partition("/")[0]
+            if out.url.startswith(f"{inside.parent.url}/") and fnmatchcase(first, inside.name):
+                inside = out
+        if f"{out.url}/".startswith(f"{inside.url}/"):
+            raise InvalidConfig(
+                f"lies inside the input {name}, which would take in the scores as its data",
+                str(out),
+                "Choose an output.uri outside of every input.",
+            )
+
+
 def _open_sources(config: AuditConfig, task: Task[Any]) -> dict[str, Source]:
     """Open all inputs of a task; the one with every dimension tells how many classes there are."""
     leader = task.inputs[-1]
@@ -209,7 +235,7 @@ def open_source(settings: InputConfig, kind: str, storage: StorageOptions, class
         if kind == "indicators" and len(columns) == 1 and holds_lists_of_any_length(location, columns[0]):
             return LabelSetSource.open(location, columns[0], classes)
         return ParquetSource.open(location, columns, stack=kind in ("probabilities", "indicators"))
-    return ZarrSource.open(location, settings.array, decode=kind == "probabilities")
+    return ZarrSource.open(location, settings.array, predictions=kind == "probabilities")
 
 
 def _converted_bytes(source: Source, spec: ArraySpec, block: Mapping[str, int]) -> int:

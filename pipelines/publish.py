@@ -14,17 +14,19 @@ import pyarrow as pa
 
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.summary import HISTOGRAM_BINS, Summary
-from labelqa_dask.storage.record import Json, Version, dump_json
+from labelqa_dask.storage.record import Json, Version, basis_of, dump_json
 from labelqa_dask.storage.sinks import parquet_bytes
 from pipelines.plan import Plan
 from pipelines.regions import statistics
 from pipelines.report import Preview, render_report
 from pipelines.select import Selection
 
+_MOST_LISTED = 100
+
 
 def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
     """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
-    summary = _summary(plan, version, manifest, selection.summary)
+    summary = _summary(plan, version, manifest, selection)
     worst = worst_table(plan, selection.summary)
     location = version.location
     location.write("worst.parquet", parquet_bytes(_typed(pa.Table.from_pandas(worst, preserve_index=False))))
@@ -60,7 +62,8 @@ def _with_missing(values: Array) -> Any:
     return pd.arrays.IntegerArray(values, none) if none.any() else values
 
 
-def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> Json:
+def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
+    summary, bad = selection.summary, selection.bad
     classes = None
     if summary.classes is not None:
         classes = {
@@ -69,11 +72,20 @@ def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> 
             "mean_score": [_number(mean) for mean in summary.classes.result().tolist()],
             "names": None,
         }
-    stats = statistics(plan.task.name, plan.params, summary.examples, version, manifest["digest"], None)
+    basis = basis_of(manifest["digest"], [region.region for region in bad])
+    stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
     return {
         "task": plan.task.name,
         "params": manifest["params"],
         "examples": summary.examples,
+        "quarantined": {
+            "regions": len(bad),
+            "examples": sum(region.stop - region.start for region in bad),
+            "listed": [
+                {"region": region.region, "rows": [region.start, region.stop], "reasons": list(region.reasons)}
+                for region in bad[:_MOST_LISTED]
+            ],
+        },
         "score": {
             "name": plan.task.ranked_by,
             "mean": _number(summary.mean),

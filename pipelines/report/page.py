@@ -85,7 +85,7 @@ def render_report(summary: Mapping[str, Any], worst: pd.DataFrame, previews: Seq
     Parameters
     ----------
     summary : mapping
-        What ``summary.json`` holds: task, params, examples, score (name, mean, min, histogram), classes,
+        What ``summary.json`` holds: task, params, examples, quarantined, score (name, mean, min, histogram), classes,
         statistics, inputs, software.
     worst : DataFrame
         The worst examples, worst first: ``row``, the score by the name it has in the summary, and, where they
@@ -107,6 +107,7 @@ def render_report(summary: Mapping[str, Any], worst: pd.DataFrame, previews: Seq
         summary.get("statistics") or {}, len(classes["count"]) if classes else None
     )
     histogram = charts.Histogram(*(score["histogram"][key] for key in ("low", "high", "counts")))
+    left_out = summary.get("quarantined") or {"regions": 0, "examples": 0, "listed": []}
     return _template().render(
         task=text.heading(summary["task"]),
         dataset=_dataset_name(summary.get("inputs") or {}),
@@ -118,6 +119,8 @@ def render_report(summary: Mapping[str, Any], worst: pd.DataFrame, previews: Seq
         score_name=text.heading(score["name"]),
         logarithmic=charts.CountAxis.of(histogram.counts).logarithmic,
         cards=[_card(preview, names) for preview in previews],
+        left_out=left_out,
+        bad=tables.bad_table(left_out["listed"]),
         score_scale=images.score_scale_png(),
         worst=tables.worst_table(worst, score["name"], names),
         classes=tables.class_table(classes, per_class, names) if classes else None,

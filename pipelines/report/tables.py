@@ -161,6 +161,19 @@ def inputs_table(inputs: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(columns, rows, len(rows))
 
 
+def bad_table(listed: Sequence[Mapping[str, Any]]) -> Table:
+    """Regions that were left out: their rows, and the first reasons."""
+    rows = [
+        [
+            bad["region"],
+            f"{text.integer(bad['rows'][0])} to {text.integer(bad['rows'][1] - 1)}",
+            " ".join(bad["reasons"]),
+        ]
+        for bad in listed
+    ]
+    return Table([Column("Region"), Column("Rows"), Column("Why")], rows, len(rows))
+
+
 def _fact(name: str, value: object) -> str:
     if value is None:
         return text.MISSING

@@ -14,6 +14,8 @@ import pytest
 import yaml
 import zarr
 
+from labelqa_dask.core.task import task_names
+
 
 def labelqa(*arguments, expect=0):
     done = subprocess.run([sys.executable, "-m", "flows.cli", *map(str, arguments)], capture_output=True, text=True)
