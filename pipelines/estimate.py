@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
-from itertools import islice
 
 from distributed import Client
 
 from labelqa_dask.core.errors import InvalidInput
-from labelqa_dask.core.task import Block, State
+from labelqa_dask.core.task import Block, State, merge_states
 from labelqa_dask.storage.record import BadRegion, Version
 from pipelines.bad_data import BadRegions
+from pipelines.layout import Region
 from pipelines.plan import Plan
-from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, in_flight, make_job
+from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, in_flight, make_job, statistics
 
 _MOST_GROUPS = 256
 _LARGEST_GROUP = 16
@@ -34,16 +34,20 @@ class Group:
 
 
 def estimate(plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener) -> None:
-    """Make and store the state of each pass that is not yet stored.
+    """Make and store the state of each pass that is needed and not yet stored.
 
     All states leave out the same regions: where a later pass finds another bad one, the earlier are made again.
     """
+    n = plan.layout.sizes["example"]
     number = 0
     while number < len(plan.task.passes(plan.params)):
         step = plan.task.passes(plan.params)[number]
-        if version.read_state(step.name, step.state, bad.basis) is None:
+        stats = statistics(plan.task.name, plan.params, n, version, bad.basis, number)
+        needed = step.needed(plan.params, stats, n)
+        if needed is not None and version.read_state(step.name, step.state, bad.basis) is None:
             known = len(bad)
-            total = _reduce(number, plan, version, manifest, bad, client, listener)
+            regions = [r for r in plan.layout.regions if r.start < needed.stop and r.stop > needed.start]
+            total = _reduce(number, regions, plan, version, manifest, bad, client, listener)
             if number and len(bad) > known:
                 number = 0
                 continue
@@ -52,45 +56,38 @@ def estimate(plan: Plan, version: Version, manifest: str, bad: BadRegions, clien
 
 
 def _reduce(
-    number: int, plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener
+    number: int,
+    regions: list[Region],
+    plan: Plan,
+    version: Version,
+    manifest: str,
+    bad: BadRegions,
+    client: Client,
+    listener: Listener,
 ) -> State | None:
-    """The state of one pass over all regions that are not bad."""
-    meter = Meter(f"estimate {plan.task.passes(plan.params)[number].name}", len(plan.layout.regions), listener)
+    """The state of one pass over those of some regions that are not bad."""
+    meter = Meter(f"estimate {plan.task.passes(plan.params)[number].name}", len(regions), listener)
     finished: dict[int, State | None] = {}
     total: State | None = None
     merged = 0
-    groups = _groups(plan, version, manifest, bad)
+    groups = _groups(plan, version, manifest, bad, regions)
     for group, state in in_flight(client, partial(_reduce_group, number), groups, plan, bad):
         rows = sum(job.region.stop - job.region.start for job in group.jobs)
         meter.advance(group.regions, rows, sum(job.nbytes for job in group.jobs))
         finished[group.number] = state
         while merged in finished:
-            total = _merged(total, finished.pop(merged))
+            total = merge_states(total, finished.pop(merged))
             merged += 1
     return total
 
 
-def _merged(left: State | None, right: State | None) -> State | None:
-    return right if left is None else left if right is None else left.merge(right)
-
-
-def _groups(plan: Plan, version: Version, manifest: str, bad: BadRegions) -> Iterator[Group]:
-    basis = bad.basis
-    known = {region.region for region in bad}
-    regions = iter(plan.layout.regions)
-    size = min(_LARGEST_GROUP, max(1, len(plan.layout.regions) // _MOST_GROUPS))
-    number = 0
-    while part := tuple(islice(regions, size)):
-        good = (region for region in part if region.name not in known)
-        jobs = tuple(make_job(plan, version, manifest, basis, region) for region in good)
-        yield Group(number, len(part), jobs)
-        number += 1
-
-
-def _reducer(number: int, job: RegionJob) -> Callable[[Block], State]:
-    step = job.task.passes(job.params)[number]
-    stats = job.statistics(passes=number)
-    return lambda block: step.of(block, job.params, stats)
+def _groups(plan: Plan, version: Version, manifest: str, bad: BadRegions, regions: list[Region]) -> Iterator[Group]:
+    basis, left_out = bad.basis, {region.region for region in bad}
+    size = min(_LARGEST_GROUP, max(1, len(regions) // _MOST_GROUPS))
+    for number, start in enumerate(range(0, len(regions), size)):
+        part = regions[start : start + size]
+        good = (region for region in part if region.name not in left_out)
+        yield Group(number, len(part), tuple(make_job(plan, version, manifest, basis, region) for region in good))
 
 
 def _reduce_group(number: int, group: Group) -> Outcome:
@@ -100,9 +97,15 @@ def _reduce_group(number: int, group: Group) -> Outcome:
         reduced = _reducer(number, job)
         try:
             # Unlike a comprehension's variable, map lets go of a block before the next is read.
-            state = reduce(lambda left, right: left.merge(right), map(reduced, job.blocks()))
+            state = reduce(merge_states, map(reduced, job.blocks()), None)
         except InvalidInput as error:
             bad.append(bad_region(job, error, reduced))
         else:
-            total = _merged(total, state)
+            total = merge_states(total, state)
     return Outcome(total, tuple(bad))
+
+
+def _reducer(number: int, job: RegionJob) -> Callable[[Block], State | None]:
+    step = job.task.passes(job.params)[number]
+    stats = job.statistics(passes=number)
+    return lambda block: step.reduce(block, job.params, stats)

@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.summary import HISTOGRAM_BINS, Summary
 from labelqa_dask.storage.record import Json, Version, basis_of, dump_json
 from labelqa_dask.storage.sinks import parquet_bytes
 from pipelines.plan import Plan
+from pipelines.regions import statistics
 from pipelines.report import Preview, render_report
 from pipelines.select import Selection
 
@@ -26,14 +28,14 @@ def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) 
     """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
     summary = _summary(plan, version, manifest, selection)
     worst = worst_table(plan, selection.summary)
-    location = version.location
-    location.write("worst.parquet", parquet_bytes(pa.Table.from_pandas(worst, preserve_index=False)))
+    files = {"worst.parquet": parquet_bytes(pa.Table.from_pandas(worst, preserve_index=False))}
     classes = _classes_table(summary)
     if classes is not None:
-        location.write("classes.parquet", parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False)))
-    location.write("summary.json", dump_json(summary))
-    location.write("report.html", render_report(summary, worst, _previews(selection)).encode())
-    version.publish({"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")})
+        files["classes.parquet"] = parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False))
+    files["summary.json"] = dump_json(summary)
+    files["report.html"] = render_report(summary, worst, _previews(selection)).encode()
+    told = {"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")}
+    version.publish(files, plan.sink(version.location).metadata(), told)
     return summary
 
 
@@ -43,7 +45,14 @@ def worst_table(plan: Plan, summary: Summary) -> pd.DataFrame:
     table: dict[str, Any] = {"row": summary.worst.rows}
     if "id" in columns:
         table["id"] = columns.pop("id")
-    return pd.DataFrame({**table, plan.task.ranked_by: summary.worst.scores, **columns})
+    described = {name: _with_missing(values) for name, values in columns.items()}
+    return pd.DataFrame({**table, plan.task.ranked_by: summary.worst.scores, **described})
+
+
+def _with_missing(values: Array) -> Any:
+    """Whole numbers with -1, which stands for none, as missing ones."""
+    none = values < 0 if values.dtype.kind == "i" else np.zeros(len(values), bool)
+    return pd.arrays.IntegerArray(values, none) if none.any() else values
 
 
 def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
@@ -56,11 +65,8 @@ def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection)
             "mean_score": [_number(mean) for mean in summary.classes.result().tolist()],
             "names": None,
         }
-    statistics = {}
-    for step in plan.task.passes(plan.params):
-        basis = basis_of(manifest["digest"], [region.region for region in bad])
-        state = version.read_state(step.name, step.state, basis)
-        statistics[step.name] = np.asarray(state.result()).tolist() if state is not None else None
+    basis = basis_of(manifest["digest"], [region.region for region in bad])
+    stats = statistics(plan.task.name, plan.params, summary.examples, version, basis, None)
     return {
         "task": plan.task.name,
         "params": manifest["params"],
@@ -80,12 +86,25 @@ def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection)
             "histogram": {"low": 0.0, "high": 1.0, "bins": HISTOGRAM_BINS, "counts": summary.histogram.counts.tolist()},
         },
         "classes": classes,
-        "statistics": statistics,
+        "issues": _issues(summary),
+        "statistics": plan.task.statistics(plan.params, stats),
         "worst": len(summary.worst.rows),
         "inputs": manifest["inputs"],
         "output": manifest["output"],
         "regions": len(plan.layout.regions),
         "software": manifest["software"],
+    }
+
+
+def _issues(summary: Summary) -> Json | None:
+    if summary.pairs is None:
+        return None
+    pairs = summary.pairs
+    order = np.lexsort((pairs.suggested, pairs.given, -pairs.count))
+    columns = {"given": pairs.given, "suggested": pairs.suggested, "count": pairs.count}
+    return {
+        "count": int(pairs.count.sum()),
+        "pairs": {name: values[order].tolist() for name, values in columns.items()},
     }
 
 

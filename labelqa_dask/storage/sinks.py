@@ -17,22 +17,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
+from obstore.exceptions import BaseError
 from zarr.codecs import BloscCodec
 from zarr.storage import ObjectStore as ZarrObjectStore
 
+from labelqa_dask.core.errors import StorageError
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.storage.location import Location
 
 
 @dataclass(frozen=True)
 class OutputArray:
-    """An array to be written: its name, dimensions, shape, type and the chunks it is written in."""
+    """An array to be written: its name, dimensions, shape, type, the chunks and the Zarr group it is written in."""
 
     name: str
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunks: tuple[int, ...]
+    group: str = "scores"
 
 
 class Sink(Protocol):
@@ -48,13 +51,26 @@ class Sink(Protocol):
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
     ) -> None: ...
+    def metadata(self) -> list[str]:
+        """Objects that no region writes, by their path in the version."""
+        ...
+
+    def read_rows(self, region: str, name: str, start: int, stop: int) -> Array:
+        """What was written for the rows of a region; None in place of what is missing, where the format has that."""
+        ...
+
+    def read_block(self, name: str, index: tuple[slice, ...]) -> Array: ...
 
 
 @dataclass(frozen=True)
 class ZarrSink:
-    """A Zarr group (format 3) that opens in plain xarray: one array per output, named dimensions."""
+    """Zarr groups (format 3) that open in plain xarray: one array per output, named dimensions.
+
+    `groups` tells of each output in which group it is: `scores.zarr`, `issues.zarr`.
+    """
 
     location: Location
+    groups: Mapping[str, str]
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
@@ -62,9 +78,14 @@ class ZarrSink:
         return {}
 
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
-        self.location.create()
-        with self.location.errors_of(""):
-            store = ZarrObjectStore(self.location.store)
+        for name in sorted(set(self.groups.values())):
+            self._create_group(name, [output for output in outputs if output.group == name], attributes)
+
+    def _create_group(self, name: str, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
+        location = self.location / f"{name}.zarr"
+        location.create()
+        with location.errors_of(""):
+            store = ZarrObjectStore(location.store)
             group = zarr.open_group(store, mode="a", zarr_format=3, attributes=dict(attributes))
             for output in outputs:
                 if output.name in group:
@@ -83,7 +104,8 @@ class ZarrSink:
                 zarr.consolidate_metadata(store)
 
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
-        with self.location.errors_of(name):
+        location = self.location / f"{self.groups[name]}.zarr"
+        with location.errors_of(name):
             self._open(name)[index] = values
 
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
@@ -92,13 +114,32 @@ class ZarrSink:
 
     def leave_out(self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None) -> None:
         for output in outputs:
-            with self.location.errors_of(output.name):
+            with (self.location / f"{output.group}.zarr").errors_of(output.name):
                 array = self._open(output.name)
                 array[start:stop] = ids if output.name == "id" and ids is not None else array.fill_value
 
+    def metadata(self) -> list[str]:
+        groups = [f"{group}.zarr/zarr.json" for group in sorted(set(self.groups.values()))]
+        return [*groups, *(f"{group}.zarr/{name}/zarr.json" for name, group in self.groups.items())]
+
+    def read_rows(self, region: str, name: str, start: int, stop: int) -> Array:
+        return self.read_block(name, (slice(start, stop),))
+
+    def read_block(self, name: str, index: tuple[slice, ...]) -> Array:
+        location = self.location / f"{self.groups[name]}.zarr"
+        with location.errors_of(name):
+            try:
+                values = np.asarray(self._open(name)[index])
+            except (BaseError, OSError, MemoryError):
+                raise
+            except Exception as error:  # what a codec raises is not to be foreseen
+                raise StorageError(f"cannot be decoded ({error})", str(location / name)) from error
+        return values if values.dtype.kind in "biuf" else values.astype(object)
+
     def _open(self, name: str) -> Any:
         if name not in self._arrays:
-            self._arrays[name] = zarr.open_array(ZarrObjectStore(self.location.store), path=name, mode="r+")
+            store = ZarrObjectStore((self.location / f"{self.groups[name]}.zarr").store)
+            self._arrays[name] = zarr.open_array(store, path=name, mode="r+")
         return self._arrays[name]
 
 
@@ -128,11 +169,39 @@ class ParquetSink:
         for output in sorted(outputs, key=lambda output: output.name != "id"):
             kept = output.name == "id" and ids is not None
             dtype = pa.string() if output.dtype == object else pa.from_numpy_dtype(output.dtype)
+            dtype = pa.list_(dtype, output.shape[1]) if len(output.shape) == 2 else dtype
             columns[output.name] = ids if kept else pa.nulls(stop - start, dtype)
         self._write(region, columns)
 
+    def metadata(self) -> list[str]:
+        return []
+
+    def read_rows(self, region: str, name: str, start: int, stop: int) -> Array:
+        path = self.part(region)
+        content = self.location.read(path)
+        try:
+            table = pq.read_table(io.BytesIO(content), columns=["row", name])
+            if table["row"].to_pylist() != list(range(start, stop)):
+                raise StorageError("holds other rows than it should", str(self.location / path))
+            column = table[name].combine_chunks()
+            if column.null_count == len(column):
+                return np.full(len(column), None, object)
+            if pa.types.is_fixed_size_list(column.type):
+                return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            return column.to_numpy(zero_copy_only=False)
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise StorageError(f"cannot be read as Parquet: {error}", str(self.location / path)) from error
+
+    def read_block(self, name: str, index: tuple[slice, ...]) -> Array:
+        raise NotImplementedError(f"{name} has a value per pixel, which Parquet cannot hold; plan refuses this")
+
+    @staticmethod
+    def part(region: str) -> str:
+        """The file of a region."""
+        return f"part-{region}.parquet"
+
     def _write(self, region: str, columns: Mapping[str, Any]) -> None:
-        self.location.write(f"part-{region}.parquet", parquet_bytes(pa.table(dict(columns))))
+        self.location.write(self.part(region), parquet_bytes(pa.table(dict(columns))))
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -142,15 +211,12 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def checksum(columns: Mapping[str, Array]) -> str:
-    """Digest of what arrays hold, whatever format they are written in."""
-    digest = sha256()
-    for name in sorted(columns):
-        values = columns[name]
-        digest.update(f"{name}{values.shape}{values.dtype}".encode())
-        if values.dtype == object:
-            for value in values.tolist():
-                digest.update(f"{len(value)}:{value}".encode())
-        else:
-            digest.update(np.ascontiguousarray(values).view(np.uint8).data)
+def checksum(values: Array) -> str:
+    """Digest of what an array holds, whatever format it is written in."""
+    digest = sha256(f"{values.shape}{values.dtype}".encode())
+    if values.dtype == object:
+        for value in values.tolist():
+            digest.update(f"{len(value)}:{value}".encode())
+    else:
+        digest.update(np.ascontiguousarray(values).view(np.uint8).data)
     return digest.hexdigest()[:32]

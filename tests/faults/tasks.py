@@ -66,6 +66,10 @@ class Example:
         arrays = {name: values[rows] for name, values in self.arrays.items()}
         return public.run(task, arrays, task.params(**self.params))
 
+    @property
+    def ranked_by(self) -> str:
+        return get_task(self.task).ranked_by
+
     def region_of(self, row: int) -> NDArray[np.intp]:
         start = row // REGION_ROWS * REGION_ROWS
         return np.arange(start, min(start + REGION_ROWS, ROWS))
@@ -106,7 +110,11 @@ def _segmentation() -> Example:
     )
 
 
-TASKS = {example.task: example for example in (_multiclass(), _segmentation())}
+TASKS = {
+    "multiclass": _multiclass(),
+    "segmentation": _segmentation(),
+    "num_pixel_issues": replace(_segmentation(), params={"method": "num_pixel_issues"}),
+}
 FORMATS = [(name, kind) for name, example in TASKS.items() for kind in ("zarr", "parquet")[: 1 + example.parquet]]
 IN_PARQUET = [name for name, kind in FORMATS if kind == "parquet"]
 CASES = [(name, case) for name, example in TASKS.items() for case in example.bad_values]
@@ -151,9 +159,11 @@ def audit_of(place: Place, client: Client, example: Example, kind: str = "zarr",
 
 def scores_of(audit: Audit, rows: int = ROWS) -> dict[str, NDArray[Any]]:
     """What an audit has published, by column."""
-    scores = audit.run().run.scores
+    run = audit.run().run
+    scores = run.scores
     if audit.settings["output"]["format"] == "zarr":
-        return {str(name): scores[name].values for name in scores.variables}  # type: ignore[union-attr]
+        groups = [scores, run.issues] if (run.version.location / "issues.zarr").exists() else [scores]
+        return {str(name): group[name].values for group in groups for name in group.variables}  # type: ignore[union-attr]
     frame = scores.compute()  # type: ignore[union-attr]
     assert len(frame) == rows
     return {str(name): frame[name].to_numpy() for name in frame.columns}
