@@ -119,7 +119,7 @@ def _progress_artifact() -> Listener:
         else:
             key = f"audit-{progress.stage.replace(' ', '-').replace('_', '-')}"
             artifacts[progress.stage] = create_progress_artifact(
-                progress=percent, key=key, description=f"{progress.stage}: {progress.total:,} regions"
+                progress=percent, key=key, description=f"{progress.stage}: {progress.total:,} {progress.unit}"
             )
 
     return every(_SECONDS_BETWEEN_UPDATES, tell)

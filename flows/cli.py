@@ -6,16 +6,16 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from flows.imports import import_app
+from flows.screen import console, errors, print_pairs
 from labelqa_dask.core.errors import InvalidConfig, LabelQAError
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-# Where there is no terminal to fit, lines are as long as they need to be.
-console = Console(width=None if sys.stdout.isatty() else 1000)
-errors = Console(stderr=True)
+app.add_typer(import_app, name="import")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as those in configs/.")]
 Overrides = Annotated[
@@ -85,12 +83,12 @@ def plan(config: ConfigPath, settings: Overrides = None) -> None:
     from pipelines.plan import make_plan
 
     audit = load_config(config, settings or ())
-    _print_pairs(make_plan(audit, resources_of(audit)).describe())
+    print_pairs(make_plan(audit, resources_of(audit)).describe())
 
 
 @app.command()
 def demo(
-    task: Annotated[str, typer.Option(help="segmentation or multiclass.")] = "segmentation",
+    task: Annotated[str, typer.Option(help="segmentation, multiclass or multilabel.")] = "segmentation",
     out: Annotated[Path, typer.Option(help="Folder for the data, the configuration and the results.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Which labels are corrupted, and how.")] = 0,
 ) -> None:
@@ -234,7 +232,7 @@ def _tell_result(audited: Audited) -> None:
         console.print("Nothing has changed since this version was published. Use --fresh to score it again.")
     score = summary["score"]
     mean = "none" if score["mean"] is None else f"{score['mean']:.4f}, lowest {score['min']:.4g}"
-    _print_pairs(
+    print_pairs(
         [
             ("examples", f"{summary['examples']:,}"),
             (f"mean {score['name']}", mean),
@@ -285,17 +283,6 @@ def _table_of(frame: pd.DataFrame) -> Table:
     for row in frame.itertuples(index=False):
         table.add_row(*(form(value) for form, value in zip(formats, row, strict=True)))
     return table
-
-
-def _print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
-    """Print names and values side by side; a value is never cut, so that paths can be copied."""
-    rows = list(pairs)
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        first, *more = value.splitlines()
-        console.print(f"[bold]{name:<{width}}[/bold]  {escape(first)}", highlight=False, soft_wrap=True)
-        for line in more:
-            console.print(" " * (width + 2) + escape(line), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from distributed.system import MEMORY_LIMIT
 
 from labelqa_dask.core.blocks import available_cpus
 from labelqa_dask.core.errors import InvalidConfig
-from pipelines.config import AuditConfig, LocalCluster
+from pipelines.config import LocalCluster, WorkConfig
 from pipelines.plan import Resources
 
 _CONNECT_SECONDS = 20
@@ -35,7 +35,7 @@ def local_resources(settings: LocalCluster) -> Resources:
 
 
 @contextmanager
-def open_cluster(config: AuditConfig) -> Iterator[Client]:
+def open_cluster(config: WorkConfig) -> Iterator[Client]:
     """A client of the run's cluster; a local cluster ends with the block."""
     settings = config.cluster
     if isinstance(settings, LocalCluster):
@@ -80,7 +80,7 @@ def running_resources(client: Client, address: str) -> Resources:
     )
 
 
-def resources_of(config: AuditConfig) -> Resources:
+def resources_of(config: WorkConfig) -> Resources:
     """What the workers of a run would have, without starting any."""
     if isinstance(config.cluster, LocalCluster):
         return local_resources(config.cluster)

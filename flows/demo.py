@@ -33,7 +33,7 @@ def prepare_folder(folder: Path) -> None:
 def write_demo(data: DemoData, folder: Path) -> Path:
     """Store the data as Zarr (images) or Parquet (tables), with a configuration that audits them; returns its path."""
     folder = folder.resolve()
-    stored = _write_zarr(data, folder) if data.labels.ndim > 1 else _write_parquet(data, folder)
+    stored = _write_zarr(data, folder) if data.pred_probs.ndim > 2 else _write_parquet(data, folder)
     config = {
         "task": data.task,
         **stored,
@@ -73,16 +73,17 @@ def _write_parquet(data: DemoData, folder: Path) -> dict[str, Any]:
     files = folder / "data"
     files.mkdir()
     columns = [f"p{j}" for j in range(data.pred_probs.shape[1])]
-    table = pa.table(
-        {"id": data.ids.tolist(), "label": data.labels, **dict(zip(columns, data.pred_probs.T, strict=True))}
-    )
+    sets = data.labels.ndim == 2
+    labels = [np.flatnonzero(row).tolist() for row in data.labels] if sets else data.labels
+    name = "labels" if sets else "label"
+    table = pa.table({"id": data.ids.tolist(), name: labels, **dict(zip(columns, data.pred_probs.T, strict=True))})
     part_rows = -(-len(data.labels) // 8)
     for number, start in enumerate(range(0, len(data.labels), part_rows)):
         pq.write_table(table.slice(start, part_rows), files / f"part-{number:02d}.parquet")
     uri = str(files / "part-*.parquet")
     return {
         "input": {
-            "labels": {"uri": uri, "column": "label"},
+            "labels": {"uri": uri, "column": name},
             "pred_probs": {"uri": uri, "columns": columns},
             "ids": {"uri": uri, "column": "id"},
         },

@@ -18,7 +18,7 @@ from labelqa_dask.storage.record import BadRegion, Version
 from pipelines.bad_data import BadRegions
 from pipelines.layout import Region
 from pipelines.plan import Plan
-from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, in_flight, make_job, statistics
+from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, make_job, regions_in_flight, statistics
 
 _MOST_GROUPS = 256
 _LARGEST_GROUP = 16
@@ -46,8 +46,7 @@ def estimate(plan: Plan, version: Version, manifest: str, bad: BadRegions, clien
         needed = step.needed(plan.params, stats, n)
         if needed is not None and version.read_state(step.name, step.state, bad.basis) is None:
             known = len(bad)
-            regions = [r for r in plan.layout.regions if r.start < needed.stop and r.stop > needed.start]
-            total = _reduce(number, regions, plan, version, manifest, bad, client, listener)
+            total = _reduce(number, needed, plan, version, manifest, bad, client, listener)
             if number and len(bad) > known:
                 number = 0
                 continue
@@ -57,7 +56,7 @@ def estimate(plan: Plan, version: Version, manifest: str, bad: BadRegions, clien
 
 def _reduce(
     number: int,
-    regions: list[Region],
+    needed: range,
     plan: Plan,
     version: Version,
     manifest: str,
@@ -65,13 +64,14 @@ def _reduce(
     client: Client,
     listener: Listener,
 ) -> State | None:
-    """The state of one pass over those of some regions that are not bad."""
+    """The state of one pass over all regions that hold needed rows and are not bad."""
+    regions = [r for r in plan.layout.regions if r.start < needed.stop and r.stop > needed.start]
     meter = Meter(f"estimate {plan.task.passes(plan.params)[number].name}", len(regions), listener)
     finished: dict[int, State | None] = {}
     total: State | None = None
     merged = 0
     groups = _groups(plan, version, manifest, bad, regions)
-    for group, state in in_flight(client, partial(_reduce_group, number), groups, plan, bad):
+    for group, state in regions_in_flight(client, partial(_reduce_group, number), groups, plan, bad):
         rows = sum(job.region.stop - job.region.start for job in group.jobs)
         meter.advance(group.regions, rows, sum(job.nbytes for job in group.jobs))
         finished[group.number] = state
@@ -82,12 +82,18 @@ def _reduce(
 
 
 def _groups(plan: Plan, version: Version, manifest: str, bad: BadRegions, regions: list[Region]) -> Iterator[Group]:
-    basis, left_out = bad.basis, {region.region for region in bad}
+    basis = bad.basis
+    known = {region.region for region in bad}
     size = min(_LARGEST_GROUP, max(1, len(regions) // _MOST_GROUPS))
     for number, start in enumerate(range(0, len(regions), size)):
         part = regions[start : start + size]
-        good = (region for region in part if region.name not in left_out)
+        good = (region for region in part if region.name not in known)
         yield Group(number, len(part), tuple(make_job(plan, version, manifest, basis, region) for region in good))
+
+
+def _reducer(number: int, job: RegionJob) -> Callable[[Block], State | None]:
+    step = job.task.passes(job.params)[number]
+    return partial(step.reduce, params=job.params, stats=job.statistics(passes=number))
 
 
 def _reduce_group(number: int, group: Group) -> Outcome:
@@ -103,9 +109,3 @@ def _reduce_group(number: int, group: Group) -> Outcome:
         else:
             total = merge_states(total, state)
     return Outcome(total, tuple(bad))
-
-
-def _reducer(number: int, job: RegionJob) -> Callable[[Block], State | None]:
-    step = job.task.passes(job.params)[number]
-    stats = job.statistics(passes=number)
-    return lambda block: step.reduce(block, job.params, stats)

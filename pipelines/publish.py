@@ -28,7 +28,7 @@ def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) 
     """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
     summary = _summary(plan, version, manifest, selection)
     worst = worst_table(plan, selection.summary)
-    files = {"worst.parquet": parquet_bytes(pa.Table.from_pandas(worst, preserve_index=False))}
+    files = {"worst.parquet": parquet_bytes(_typed(pa.Table.from_pandas(worst, preserve_index=False)))}
     classes = _classes_table(summary)
     if classes is not None:
         files["classes.parquet"] = parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False))
@@ -49,6 +49,13 @@ def worst_table(plan: Plan, summary: Summary) -> pd.DataFrame:
     return pd.DataFrame({**table, plan.task.ranked_by: summary.worst.scores, **described})
 
 
+def _typed(table: pa.Table) -> pa.Table:
+    """The table, its lists those of class ids even where all of them are empty."""
+    sets = pa.list_(pa.int64())
+    types = (sets if pa.types.is_list(field.type) else field.type for field in table.schema)
+    return table.cast(pa.schema([field.with_type(t) for field, t in zip(table.schema, types, strict=True)]))
+
+
 def _with_missing(values: Array) -> Any:
     """Whole numbers with -1, which stands for none, as missing ones."""
     none = values < 0 if values.dtype.kind == "i" else np.zeros(len(values), bool)
@@ -66,7 +73,7 @@ def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection)
             "names": None,
         }
     basis = basis_of(manifest["digest"], [region.region for region in bad])
-    stats = statistics(plan.task.name, plan.params, summary.examples, version, basis, None)
+    stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
     return {
         "task": plan.task.name,
         "params": manifest["params"],
@@ -86,7 +93,7 @@ def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection)
             "histogram": {"low": 0.0, "high": 1.0, "bins": HISTOGRAM_BINS, "counts": summary.histogram.counts.tolist()},
         },
         "classes": classes,
-        "issues": _issues(summary),
+        "issues": _issues(summary, plan.task.class_unit),
         "statistics": plan.task.statistics(plan.params, stats),
         "worst": len(summary.worst.rows),
         "inputs": manifest["inputs"],
@@ -96,13 +103,14 @@ def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection)
     }
 
 
-def _issues(summary: Summary) -> Json | None:
+def _issues(summary: Summary, unit: str) -> Json | None:
     if summary.pairs is None:
         return None
     pairs = summary.pairs
     order = np.lexsort((pairs.suggested, pairs.given, -pairs.count))
     columns = {"given": pairs.given, "suggested": pairs.suggested, "count": pairs.count}
     return {
+        "unit": unit,
         "count": int(pairs.count.sum()),
         "pairs": {name: values[order].tolist() for name, values in columns.items()},
     }

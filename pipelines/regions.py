@@ -24,6 +24,7 @@ from pipelines.layout import Layout, Region, block_bytes, group_bounds
 from pipelines.plan import Plan
 
 ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 _RETRIES = 2
 _REGIONS_PER_THREAD = 3
 
@@ -136,7 +137,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is: regions done in all; rows, bytes and seconds of this session; an estimate of what is left."""
+    """How far a stage is: units done in all; rows, bytes and seconds of this session; an estimate of what is left."""
 
     stage: str
     done: int
@@ -145,6 +146,7 @@ class Progress:
     nbytes: int
     seconds: float
     seconds_left: float | None
+    unit: str = "regions"
 
 
 Listener = Callable[[Progress], None]
@@ -153,8 +155,8 @@ Listener = Callable[[Progress], None]
 class Meter:
     """Tells listeners of a stage's progress."""
 
-    def __init__(self, stage: str, total: int, listener: Listener, done: int = 0) -> None:
-        self._stage, self._total, self._listener = stage, total, listener
+    def __init__(self, stage: str, total: int, listener: Listener, done: int = 0, unit: str = "regions") -> None:
+        self._stage, self._total, self._listener, self._unit = stage, total, listener, unit
         self._done, self._rows, self._nbytes = done, 0, 0
         self._started = time.monotonic()
         self._warm: tuple[int, float] | None = None
@@ -173,24 +175,31 @@ class Meter:
 
     def _tell(self, seconds_left: float | None) -> None:
         seconds = time.monotonic() - self._started
-        self._listener(Progress(self._stage, self._done, self._total, self._rows, self._nbytes, seconds, seconds_left))
+        progress = Progress(
+            self._stage, self._done, self._total, self._rows, self._nbytes, seconds, seconds_left, self._unit
+        )
+        self._listener(progress)
 
 
 def in_flight(
-    client: Client, function: Callable[[ItemT], Outcome], items: Iterable[ItemT], plan: Plan, bad: BadRegions
-) -> Iterator[tuple[ItemT, Any]]:
+    client: Client,
+    function: Callable[[ItemT], ResultT],
+    items: Iterable[ItemT],
+    worker_bytes: int,
+    enough: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[ItemT, ResultT]]:
     """Run a function on each item on the cluster; yields items with results as they complete.
 
     A few items per thread are under way at a time, so neither the client nor the scheduler holds a graph that grows
-    with the data; what is still under way when the caller stops is given back. Bad regions are collected; where they
-    are enough no further items are begun, and where they are not to be left out one error lists them.
+    with the data; what is still under way when the caller stops is given back. Once there is `enough` no further items
+    are begun. `worker_bytes`, the planned memory of a worker, is told where workers die.
     """
     waiting = iter(items)
     begun: dict[Future[Any], ItemT] = {}
     running = as_completed(loop=client.loop)
 
     def begin() -> None:
-        if bad.are_enough:
+        if enough():
             return
         width = max(2, _REGIONS_PER_THREAD * sum(client.nthreads().values()))
         for item in islice(waiting, max(0, width - len(begun))):
@@ -201,22 +210,30 @@ def in_flight(
     try:
         begin()
         for future in running:
-            outcome = future.result()
+            result = future.result()
             item = begun.pop(future)
             future.release()
-            bad.add(outcome.bad)
-            yield item, outcome.result
+            yield item, result
             begin()
     except (KilledWorker, NoValidWorkerError) as error:
         raise RunFailed(
             f"workers died again and again on one piece of work ({error})",
             "cluster",
-            f"They probably ran out of memory: the plan was {format_bytes(plan.worker_bytes)} per worker. "
+            f"They probably ran out of memory: the plan was {format_bytes(worker_bytes)} per worker. "
             "Raise memory_limit, or lower threads_per_worker; finished regions are kept.",
         ) from None
     finally:
         for future in begun:
             future.release()
+
+
+def regions_in_flight(
+    client: Client, function: Callable[[ItemT], Outcome], items: Iterable[ItemT], plan: Plan, bad: BadRegions
+) -> Iterator[tuple[ItemT, Any]]:
+    """As `in_flight`, for work on regions: bad ones are collected, and where they are not to be left out, refused."""
+    for item, outcome in in_flight(client, function, items, plan.worker_bytes, lambda: bad.are_enough):
+        bad.add(outcome.bad)
+        yield item, outcome.result
     bad.refuse()
 
 

@@ -23,8 +23,9 @@ from labelqa_dask.storage.sinks import checksum
 from labelqa_dask.storage.sources import as_ids
 from pipelines.bad_data import BadRegions
 from pipelines.estimate import estimate
+from pipelines.layout import by_rows
 from pipelines.plan import Plan
-from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, in_flight, make_job
+from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, make_job, regions_in_flight
 
 
 def score(plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener) -> None:
@@ -55,7 +56,7 @@ def _score_missing(
         for region in plan.layout.regions
         if region.name not in done
     )
-    for (job, _), written in in_flight(client, _work_on, jobs, plan, bad):
+    for (job, _), written in regions_in_flight(client, _work_on, jobs, plan, bad):
         if written:
             meter.advance(1, job.region.stop - job.region.start, job.nbytes)
 
@@ -177,7 +178,7 @@ def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: A
     written = {}
     for spec in task.written(job.params):
         values = scores[spec.name]
-        if isinstance(values, State) or spec.dims == ("example",):
+        if isinstance(values, State) or by_rows(spec.dims):
             per_example[spec.name] = values
         else:
             job.sink.write_block(spec.name, tuple(where[dim] for dim in spec.dims), values)

@@ -281,7 +281,9 @@ def _encode(value: Any) -> Any:
 
 def _decode(kind: Any, value: Any) -> Any:
     if isinstance(value, dict) and value.keys() == {"dtype", "values"}:
-        return np.array(value["values"], dtype=object if value["dtype"] == "str" else np.dtype(value["dtype"]))
+        if value["dtype"] == "str":  # strings, or lists, which NumPy would make columns of
+            return np.fromiter(value["values"], object, len(value["values"]))
+        return np.array(value["values"], np.dtype(value["dtype"]))
     alternatives = [kind, *getattr(kind, "__args__", ())]
     cls = next((a for a in alternatives if isinstance(a, type) and is_dataclass(a)), None)
     if isinstance(value, dict) and cls is not None:

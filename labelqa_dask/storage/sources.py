@@ -88,6 +88,10 @@ class Source(Protocol):
 
     def fingerprint(self) -> Fingerprint: ...
 
+    def nbytes(self, block: Sequence[int]) -> int:
+        """Memory of a block of some shape, once it is read."""
+        ...
+
     def decode_bytes(self, block: Sequence[int]) -> int:
         """Memory that reading a block of some shape takes at its peak, the result included."""
         ...
@@ -229,8 +233,11 @@ class ZarrSource:
         found = self.location.entries(self.array or None)
         return Fingerprint.of([(entry.path, entry.size, entry.version) for entry in found])
 
+    def nbytes(self, block: Sequence[int]) -> int:
+        return int(np.prod(block)) * self.dtype.itemsize
+
     def decode_bytes(self, block: Sequence[int]) -> int:
-        result = int(np.prod(block)) * self.dtype.itemsize
+        result = self.nbytes(block)
         chunk = int(np.prod(self.chunks)) * self.stored.itemsize
         in_flight = min(_CHUNKS_IN_FLIGHT, int(np.prod([-(-b // c) for b, c in zip(block, self.chunks, strict=True)])))
         raw = int(np.prod(block)) * self.stored.itemsize if self.attributes else 0
@@ -354,7 +361,7 @@ def _only_array(location: Location) -> str:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group of a Parquet file: its rows in the whole data set, and its size in memory."""
+    """A row group of a Parquet file: its rows in the whole data set, how many values they hold, and their size."""
 
     file: str
     version: str
@@ -362,6 +369,7 @@ class RowGroup:
     start: int
     stop: int
     nbytes: int
+    values: int
 
 
 @dataclass(frozen=True)
@@ -393,9 +401,10 @@ class ParquetSource:
             for number in range(footer.metadata.num_row_groups):
                 group = footer.metadata.row_group(number)
                 if group.num_rows:
-                    groups.append(
-                        RowGroup(path, version, number, row, row + group.num_rows, _column_bytes(group, columns))
-                    )
+                    parts = [part for name in columns for part in _parts(group, name)]
+                    size = sum(part.total_uncompressed_size for part in parts)
+                    count = sum(part.num_values for part in parts)
+                    groups.append(RowGroup(path, version, number, row, row + group.num_rows, size, count))
                     row += group.num_rows
         values = [footers[0].schema_arrow.field(name).type for name in columns]
         if len(columns) > 1 and (not stack or any(map(_is_list, values))):
@@ -434,12 +443,17 @@ class ParquetSource:
 
     def read(self, index: Index) -> Array:
         start, stop, _ = index[0].indices(self.shape[0])
-        needed = [group for group in self.groups if group.start < stop and group.stop > start]
-        parts = [self._read_group(group)[max(start - group.start, 0) : stop - group.start] for group in needed]
+        parts = [
+            self._read_group(group)[max(start - group.start, 0) : stop - group.start]
+            for group in self.groups_of(start, stop)
+        ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def fingerprint(self) -> Fingerprint:
         return Fingerprint.of(self.files)
+
+    def nbytes(self, block: Sequence[int]) -> int:
+        return int(np.prod(block)) * self.dtype.itemsize
 
     def decode_bytes(self, block: Sequence[int]) -> int:
         row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
@@ -448,11 +462,19 @@ class ParquetSource:
 
     def rechunked(self, chunks: Sequence[int | None]) -> Self:
         rows, n = chunks[0] or self.shape[0], self.shape[0]
-        nbytes = sum(group.nbytes for group in self.groups) // n * rows
+        nbytes, values = (
+            sum(getattr(group, name) for group in self.groups) // n * rows for name in ("nbytes", "values")
+        )
         starts = range(0, n, rows)
-        return replace(self, groups=tuple(RowGroup("", "", 0, start, min(start + rows, n), nbytes) for start in starts))
+        groups = (RowGroup("", "", 0, start, min(start + rows, n), nbytes, values) for start in starts)
+        return replace(self, groups=tuple(groups))
 
-    def _read_group(self, group: RowGroup) -> Array:
+    def groups_of(self, start: int, stop: int) -> list[RowGroup]:
+        """The row groups that hold some rows."""
+        return [group for group in self.groups if group.start < stop and group.stop > start]
+
+    def read_table(self, group: RowGroup) -> pa.Table:
+        """The columns of a row group; nothing in them is missing."""
         place = str(self.location / group.file)
         with self.location.errors_of(group.file):
             reader = self.location.reader(group.file, group.version)
@@ -473,6 +495,10 @@ class ParquetSource:
                 raise InvalidInput(
                     f"{name} is missing (null)", f"{place}, row {group.start + row:,}", "Fill it in, or drop the row."
                 )
+        return table
+
+    def _read_group(self, group: RowGroup) -> Array:
+        table = self.read_table(group)
         if len(self.shape) == 1:
             return _to_numpy(table[self.columns[0]])
         if not _is_list(table[self.columns[0]].type):
@@ -480,7 +506,7 @@ class ParquetSource:
             for j, name in enumerate(self.columns):
                 stacked[:, j] = _to_numpy(table[name])
             return stacked
-        return self._unpack_lists(table[self.columns[0]], group, place)
+        return self._unpack_lists(table[self.columns[0]], group, str(self.location / group.file))
 
     def _unpack_lists(self, column: pa.ChunkedArray, group: RowGroup, place: str) -> Array:
         k = self.shape[1]
@@ -503,6 +529,16 @@ class ParquetSource:
             parts.append(_to_numpy(values).reshape(-1, k))
             row += len(chunk)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def holds_lists_of_any_length(location: Location, column: str) -> bool:
+    """Whether a column of Parquet files holds lists that need not be of one length, by the first footer."""
+    folder, files = _find_files(location)
+    schema = _open_parquet(folder, *files[0]).schema_arrow
+    if column not in schema.names:
+        raise InvalidConfig(f"has no column {column!r}", str(folder / files[0][0]), nearest(column, schema.names))
+    value = schema.field(column).type
+    return bool(pa.types.is_list(value) or pa.types.is_large_list(value))
 
 
 def _find_files(location: Location) -> tuple[Location, list[tuple[str, int, str]]]:
@@ -562,10 +598,6 @@ def _check_columns(
                 str(place),
                 "Write all files with one schema.",
             )
-
-
-def _column_bytes(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
-    return sum(part.total_uncompressed_size for name in columns for part in _parts(group, name))
 
 
 def _list_length(footer: pq.ParquetFile, column: str) -> int:

@@ -20,7 +20,7 @@ from labelqa_dask.storage.sources import ParquetSource
 from pipelines.bad_data import MOST_REGIONS, BadRegions
 from pipelines.config import parse_config
 from pipelines.plan import Plan, Resources, make_plan
-from pipelines.regions import Meter, Outcome, Progress, in_flight, make_job
+from pipelines.regions import Meter, Outcome, Progress, make_job, regions_in_flight
 from tests.pipelines.audits import wait_until
 
 
@@ -87,12 +87,12 @@ def outcome(i: int, *bad: int) -> Outcome:
 
 
 def test_every_item_comes_back_once_with_its_result(client: Client, plan: Plan, bad: BadRegions) -> None:
-    found = list(in_flight(client, outcome, iter(range(50)), plan, bad))
+    found = list(regions_in_flight(client, outcome, iter(range(50)), plan, bad))
     assert sorted(found) == [(i, i * i) for i in range(50)]
 
 
 def test_no_items_are_no_work(client: Client, plan: Plan, bad: BadRegions) -> None:
-    assert list(in_flight(client, outcome, [], plan, bad)) == []
+    assert list(regions_in_flight(client, outcome, [], plan, bad)) == []
 
 
 def test_bad_regions_do_not_stop_the_others_and_are_listed_in_order(
@@ -100,7 +100,7 @@ def test_bad_regions_do_not_stop_the_others_and_are_listed_in_order(
 ) -> None:
     done: list[int] = []
     with pytest.raises(InvalidInput) as caught:
-        done.extend(i for i, _ in in_flight(client, lambda i: outcome(i, 31, 4), range(40), plan, bad))
+        done.extend(i for i, _ in regions_in_flight(client, lambda i: outcome(i, 31, 4), range(40), plan, bad))
     assert str(caught.value) == (
         "2 regions hold data that cannot be scored. Nothing was published. Set on_error: quarantine to publish the "
         "rest, or mend the input, then run again with --fresh."
@@ -110,7 +110,7 @@ def test_bad_regions_do_not_stop_the_others_and_are_listed_in_order(
 
 
 def test_the_others_are_yielded_before_bad_regions_are_refused(client: Client, plan: Plan, bad: BadRegions) -> None:
-    work = in_flight(client, lambda i: outcome(i, 7), range(30), plan, bad)
+    work = regions_in_flight(client, lambda i: outcome(i, 7), range(30), plan, bad)
     found = {next(work)[0] for _ in range(30)}
     assert found == set(range(30))
     with pytest.raises(InvalidInput, match="1 region holds data"):
@@ -126,7 +126,7 @@ def test_nothing_is_begun_after_enough_bad_regions(client: Client, plan: Plan, b
             yield i
 
     with pytest.raises(InvalidInput, match="and perhaps more") as caught:
-        list(in_flight(client, lambda i: outcome(i, i), items(), plan, bad))
+        list(regions_in_flight(client, lambda i: outcome(i, i), items(), plan, bad))
     assert len(begun) < MOST_REGIONS + 15
     assert str(caught.value).count("\n  region ") == MOST_REGIONS
 
@@ -135,7 +135,7 @@ def test_the_run_goes_on_without_bad_regions_where_they_are_quarantined(client: 
     plan = replace(plan, config=plan.config.model_copy(update={"on_error": "quarantine"}))
     bad = BadRegions(plan, version_of(plan), "digest")
     many = range(0, 100, 2)
-    found = list(in_flight(client, lambda i: outcome(i, *many), range(100), plan, bad))
+    found = list(regions_in_flight(client, lambda i: outcome(i, *many), range(100), plan, bad))
     assert sorted(i for i, _ in found) == list(range(100))
     assert [region.start for region in bad] == list(many)
     assert BadRegions(plan, version_of(plan), "digest").basis == bad.basis != "digest", "another session knows them"
@@ -155,7 +155,7 @@ def test_other_errors_stop_at_once_and_are_raised_as_they_are(client: Client, pl
             yield i
 
     with pytest.raises(StorageError) as caught:
-        list(in_flight(client, work, items(), plan, bad))
+        list(regions_in_flight(client, work, items(), plan, bad))
     assert str(caught.value) == "s3://bucket/x: is full. Make room."
     assert len(begun) < 60
     wait_until(lambda: not client.futures)
@@ -169,7 +169,7 @@ def test_what_fails_once_is_tried_again(client: Client, plan: Plan, bad: BadRegi
             return Outcome(i)
         raise StorageError("was busy", "s3://bucket/x")
 
-    assert sorted(item for item, _ in in_flight(client, work, range(10), plan, bad)) == list(range(10))
+    assert sorted(item for item, _ in regions_in_flight(client, work, range(10), plan, bad)) == list(range(10))
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_work_that_kills_its_workers_is_told_as_what_it_probably_is(plan: Plan, 
         Client(cluster, set_as_default=False) as client,
         pytest.raises(RunFailed) as caught,
     ):
-        list(in_flight(client, work, range(5), plan, bad))
+        list(regions_in_flight(client, work, range(5), plan, bad))
     assert "workers died again and again on one piece of work" in str(caught.value)
     assert "They probably ran out of memory: the plan was 36" in str(caught.value)
 
