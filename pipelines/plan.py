@@ -289,12 +289,16 @@ def _outputs(
             stored = sources[labels.name].chunks
             chunks = tuple(c if c and b % c == 0 else b for b, c in zip(chunks, stored, strict=True))
         chunks = tuple(min(c, size) for c, size in zip(chunks, shape, strict=True))
-        group = "issues" if spec.kind == "issues" else "scores"
-        outputs.append(OutputArray(spec.name, spec.dims, shape, spec.score_dtype(predictions), chunks, group))
+        outputs.append(OutputArray(spec.name, spec.dims, shape, spec.score_dtype(predictions), chunks, group_of(spec)))
     if ids:
         dtype = as_ids(np.empty(0, ids.dtype)).dtype
         outputs.append(OutputArray("id", ("example",), ids.shape, dtype, (min(layout.regions.step, ids.shape[0]),)))
     return tuple(outputs)
+
+
+def group_of(spec: ArraySpec) -> str:
+    """The Zarr group that an output is written in."""
+    return "issues" if spec.kind == "issues" else "scores"
 
 
 def _does_not_fit(plan: Plan) -> InvalidConfig:

@@ -28,14 +28,14 @@ def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) 
     """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
     summary = _summary(plan, version, manifest, selection)
     worst = worst_table(plan, selection.summary)
-    location = version.location
-    location.write("worst.parquet", parquet_bytes(_typed(pa.Table.from_pandas(worst, preserve_index=False))))
+    files = {"worst.parquet": parquet_bytes(_typed(pa.Table.from_pandas(worst, preserve_index=False)))}
     classes = _classes_table(summary)
     if classes is not None:
-        location.write("classes.parquet", parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False)))
-    location.write("summary.json", dump_json(summary))
-    location.write("report.html", render_report(summary, worst, _previews(selection)).encode())
-    version.publish({"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")})
+        files["classes.parquet"] = parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False))
+    files["summary.json"] = dump_json(summary)
+    files["report.html"] = render_report(summary, worst, _previews(selection)).encode()
+    told = {"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")}
+    version.publish(files, plan.sink(version.location).metadata(), told)
     return summary
 
 
