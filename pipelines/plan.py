@@ -194,12 +194,12 @@ def open_source(settings: InputConfig, kind: str, storage: StorageOptions) -> So
     if settings.is_parquet:
         columns = settings.columns or (settings.column or "",)
         return ParquetSource.open(location, columns, stack=kind == "probabilities")
-    return ZarrSource.open(location, settings.array, decode=kind == "probabilities")
+    return ZarrSource.open(location, settings.array, decode=kind in ("probabilities", "values"))
 
 
 def _converted_bytes(source: Source, spec: ArraySpec, block: Mapping[str, int]) -> int:
     """Memory of the copy that is made where values are not of a type that kernels take."""
-    kept, copied = (("f4", "f8"), 4) if spec.kind == "probabilities" else (("u1", "i8"), 8)
+    kept, copied = {"probabilities": (("f4", "f8"), 4), "values": (("f8",), 8)}.get(spec.kind, (("u1", "i8"), 8))
     values = int(np.prod([block[dim] for dim in spec.dims]))
     return 0 if source.dtype.str[1:] in kept and source.dtype.isnative else values * max(copied, source.dtype.itemsize)
 
@@ -221,7 +221,7 @@ def _lay_out(
 def _outputs(
     task: Task[Any], params: Any, sources: Mapping[str, Source], ids: Source | None, layout: Layout
 ) -> tuple[OutputArray, ...]:
-    predictions = sources[task.input("probabilities").name].dtype
+    predictions = sources[task.inputs[-1].name].dtype
     labels = task.inputs[0]
     outputs = []
     for spec in task.written(params):

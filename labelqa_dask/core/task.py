@@ -58,11 +58,14 @@ StateT = TypeVar("StateT", bound=State)
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An array that a task reads or writes, by name, named dimensions and the kind of its values."""
+    """An array that a task reads or writes, by name, named dimensions and the kind of its values.
+
+    Labels are class ids; values are numbers of any kind, labels and predictions alike.
+    """
 
     name: str
     dims: tuple[str, ...]
-    kind: Literal["labels", "probabilities", "scores", "issues"]
+    kind: Literal["labels", "probabilities", "values", "scores", "issues"]
     accumulated: bool = False
 
     def score_dtype(self, predictions: np.dtype[Any]) -> np.dtype[Any]:

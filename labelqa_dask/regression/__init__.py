@@ -18,9 +18,9 @@ With `k` a share of `n`, lists of neighbours are quadratic. `exact` computes eve
 computes the mean distance as what it is, a smooth function on the plane, and its cost does not grow with `n`:
 see `labelqa_dask.regression.field`. `auto` is exact while that takes about a second.
 
-Passes over the input. `residual`: one. `exact`: two, the rows and their scores. `field`: three. Moments and a sample share
-the first; the second counts the rows into cells, which cannot be cut sensibly before the sample is known; the third
-scores the rows, which no state of bounded size could carry.
+Passes over the input. `residual`: one. `exact`: two, the rows and their scores. `field`: three. Moments and a sample
+share the first; the second counts the rows into cells, which cannot be cut sensibly before the sample is known; the
+third scores the rows, which no state of bounded size could carry.
 
 Axes: n = examples.
 """
@@ -39,7 +39,6 @@ from pydantic import Field, model_validator
 from labelqa_dask.core import public
 from labelqa_dask.core.class_scores import ClassScores
 from labelqa_dask.core.kernels import Array
-
 from labelqa_dask.core.task import ArraySpec, Block, Params, Pass, Stats, Task
 from labelqa_dask.regression.exact import ExactScores, Points
 from labelqa_dask.regression.field import Field as DistanceField
@@ -75,7 +74,13 @@ class RegressionParams(Params):
 
     @model_validator(mode="after")
     def _neighbours_are_for_outre(self) -> Self:
-        given = self.model_fields_set & {"residual_scale", "frac_neighbors", "distance_scaling", "neighbors", "tolerance"}
+        given = self.model_fields_set & {
+            "residual_scale",
+            "frac_neighbors",
+            "distance_scaling",
+            "neighbors",
+            "tolerance",
+        }
         if self.method == "residual" and any(getattr(self, name) != _default(name) for name in given):
             raise ValueError(f"{' and '.join(sorted(given))} belong to method outre; leave them out for residual")
         return self
@@ -257,9 +262,7 @@ class Regression(Task[RegressionParams]):
     def class_scores(self, block: Block, scores: Mapping[str, Any]) -> ClassScores | None:
         return None
 
-    def describe(
-        self, block: Block, scores: Mapping[str, Any], examples: NDArray[np.intp]
-    ) -> Mapping[str, Array]:
+    def describe(self, block: Block, scores: Mapping[str, Any], examples: NDArray[np.intp]) -> Mapping[str, Array]:
         given, predicted = block["labels"][examples], block["predictions"][examples]
         return {
             "given_label": given.astype(np.float64),

@@ -287,9 +287,7 @@ def _distances_of_leaves(
 
 
 @kernel
-def _look_up(
-    labels: Any, residuals: Any, point_labels: Any, point_residuals: Any, distances: Any, out: Any
-) -> None:
+def _look_up(labels: Any, residuals: Any, point_labels: Any, point_residuals: Any, distances: Any, out: Any) -> None:
     for i in range(len(labels)):
         low, high = 0, len(point_labels)
         while high - low > 1:

@@ -5,8 +5,8 @@ The mean distance of a place to the k nearest rows,
     d(p) = (1/k) sum of |p - q| over the k nearest q = max over t of  t - (1/k) sum over all q of (t - |p - q|)+ ,
 
 asks of the rows nothing but where their mass is. It is continuous and changes by no more than the way between two
-places; its gradient is the mean unit vector from the k nearest, because at the maximum a change of t, that is of who belongs to
-the k, contributes nothing.
+places; its gradient is the mean unit vector from the k nearest: at the maximum a change of t, that is of who
+belongs to the k, contributes nothing.
 
 Rows are counted into cells, each kept as its weight, mean place and covariance (`grid`). For a place p and a cell with
 mean place c and covariance S, with u the direction from p to c, the mean distance to the cell's rows is
@@ -65,7 +65,7 @@ class Sources:
 
         def work(first: int) -> None:
             piece = slice(first, first + _QUERIES_PER_PIECE)
-            _field_at(x[piece], y[piece], guess[piece], *self.masses.arrays, self.k, out[piece])
+            _field_at(x[piece], y[piece], guess[piece], self.masses.arrays, self.k, out[piece])
 
         with ThreadPoolExecutor(available_cpus()) as pool:
             list(pool.map(work, range(0, len(x), _QUERIES_PER_PIECE)))
@@ -201,10 +201,10 @@ class _Plane:
 def _choose_sources(
     masses: Masses, index: Ints, k: float, checks: _Checks, plane: _Plane, settings: FieldSettings
 ) -> tuple[Sources, Floats, float, float]:
-    """The fewest cells that change no score by more than a quarter of the tolerance.
+    """The fewest cells that change no score by more than a share of the tolerance.
 
-    Returns the sources, the field of the finest cells at the checks, an estimate of the error in score that remains, and
-    an estimate of the scale.
+    Returns the sources, the field of the finest cells at the checks, an estimate of the error in score that remains,
+    and an estimate of the scale.
     """
     u, v = np.divmod(index, len(plane.grid.residual))
     candidates = [Sources(masses, k)]
@@ -267,7 +267,7 @@ class _Patching:
             patches[stuck], errors[stuck] = self._corrected(active[stuck], patches[stuck])
             error = max(error, float(errors[settled].max(initial=0.0)))
             done.append((active[settled], patches[settled]))
-            finished += np.count_nonzero(settled)
+            finished += int(np.count_nonzero(settled))
             active = self._shrunk(_halves(active[wanting], cuts[wanting]))
         rectangles, coefficients = (np.concatenate(parts) for parts in zip(*done, strict=True))
         patch_of = np.full(self._shape, -1, np.int32)
@@ -314,7 +314,9 @@ class _Patching:
             np.maximum(errors, seen, out=errors)
         can_u, can_v = u1 - u0 > 1, v1 - v0 > 1
         # Where lines leave no choice, or neither side shows the error, the longer way is cut.
-        longer_u = np.where(np.maximum(along_u, along_v) > self._tolerance, along_u >= along_v, extent[:, 0] >= extent[:, 1])
+        longer_u = np.where(
+            np.maximum(along_u, along_v) > self._tolerance, along_u >= along_v, extent[:, 0] >= extent[:, 1]
+        )
         cuts = np.where(can_u & (longer_u | ~can_v), 1, np.where(can_v, 2, 0))
         errors = np.maximum(at_mass, np.maximum(along_u * can_u, along_v * can_v))
         errors[single] = 0.0
@@ -428,7 +430,8 @@ def _interpolation_matrix() -> Floats:
         conditions.append([float(s**m * t**n) for m, n in _MONOMIALS])
         conditions.append([float(m * s ** max(m - 1, 0) * t**n) for m, n in _MONOMIALS])
         conditions.append([float(s**m * n * t ** max(n - 1, 0)) for m, n in _MONOMIALS])
-    return np.round(np.linalg.inv(np.array(conditions)))
+    inverse: Floats = np.linalg.inv(np.array(conditions))
+    return inverse.round()
 
 
 _COEFFICIENTS = _interpolation_matrix()
@@ -446,8 +449,12 @@ def _polynomial(coefficients: Floats, s: Floats, t: Floats) -> tuple[Floats, Flo
     """Values (m,) and slopes (m, 2) of m polynomials at a place each."""
     powers_s, powers_t = (np.stack([np.ones_like(p), p, p**2, p**3], axis=1) for p in (s, t))
     value = sum(coefficients[:, i] * powers_s[:, m] * powers_t[:, n] for i, (m, n) in enumerate(_MONOMIALS))
-    along_s = sum(m * coefficients[:, i] * powers_s[:, m - 1] * powers_t[:, n] for i, (m, n) in enumerate(_MONOMIALS) if m)
-    along_t = sum(n * coefficients[:, i] * powers_s[:, m] * powers_t[:, n - 1] for i, (m, n) in enumerate(_MONOMIALS) if n)
+    along_s = sum(
+        m * coefficients[:, i] * powers_s[:, m - 1] * powers_t[:, n] for i, (m, n) in enumerate(_MONOMIALS) if m
+    )
+    along_t = sum(
+        n * coefficients[:, i] * powers_s[:, m] * powers_t[:, n - 1] for i, (m, n) in enumerate(_MONOMIALS) if n
+    )
     return np.asarray(value), np.stack([along_s, along_t], axis=1)
 
 
@@ -519,9 +526,8 @@ def _share_within(radius: float, mean: float, half: float) -> float:
 
 
 @kernel
-def _field_at(
-    px: Any, py: Any, guess: Any, weight: Any, x: Any, y: Any, xx: Any, xy: Any, yy: Any, k: float, out: Any
-) -> None:
+def _field_at(px: Any, py: Any, guess: Any, masses: Any, k: float, out: Any) -> None:
+    weight, x, y, xx, xy, yy = masses
     m = len(x)
     mean, half = np.empty(m), np.empty(m)
     edge = np.empty(m, np.int64)
@@ -620,5 +626,3 @@ def _distances_of_rows(
         constant = c[4] + s * (c[5] + s * (c[6] + s * c[7]))
         linear = c[8] + s * (c[9] + s * (c[10] + s * c[11]))
         out[i] = constant + t * (linear + t * (c[12] + s * c[13] + t * (c[14] + s * c[15])))
-
-

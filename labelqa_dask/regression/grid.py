@@ -148,26 +148,28 @@ class Masses:
     def of(cls, sums: NDArray[np.int64], grid: Grid, per_unit: Floats) -> tuple[Self, NDArray[np.intp]]:
         """The masses of the cells that are not empty, and the indices of these cells."""
         index = np.flatnonzero(sums[:, 0])
-        sums = sums[index].astype(np.float64)
+        totals: Floats = sums[index].astype(np.float64)
         u, v = np.divmod(index, len(grid.residual))
-        n = sums[:, 0]
-        step_x, step_y = (axis.widths[i] * unit for axis, i, unit in zip((grid.label, grid.residual), (u, v), per_unit, strict=True))
-        x = (grid.label.lines[u] - grid.label.centre) * per_unit[0] + sums[:, 1] / n * (step_x / _STEPS)
-        y = (grid.residual.lines[v] - grid.residual.centre) * per_unit[1] + sums[:, 2] / n * (step_y / _STEPS)
+        n = totals[:, 0]
+        step_x, step_y = (
+            axis.widths[i] * unit for axis, i, unit in zip((grid.label, grid.residual), (u, v), per_unit, strict=True)
+        )
+        x = (grid.label.lines[u] - grid.label.centre) * per_unit[0] + totals[:, 1] / n * (step_x / _STEPS)
+        y = (grid.residual.lines[v] - grid.residual.centre) * per_unit[1] + totals[:, 2] / n * (step_y / _STEPS)
         step_x, step_y = step_x / _COARSE_STEPS, step_y / _COARSE_STEPS
-        a, b = sums[:, 3] / n, sums[:, 4] / n
-        xx = np.maximum(sums[:, 5] / n - a * a, 0) * step_x**2
-        xy = (sums[:, 6] / n - a * b) * step_x * step_y
-        yy = np.maximum(sums[:, 7] / n - b * b, 0) * step_y**2
+        a, b = totals[:, 3] / n, totals[:, 4] / n
+        xx = np.maximum(totals[:, 5] / n - a * a, 0) * step_x**2
+        xy = (totals[:, 6] / n - a * b) * step_x * step_y
+        yy = np.maximum(totals[:, 7] / n - b * b, 0) * step_y**2
         return cls(n, x, y, xx, xy, yy), index
 
-    def grouped(self, group: NDArray[np.intp]) -> Self:
+    def grouped(self, group: NDArray[Any]) -> Self:
         """The masses of groups of cells; `group` numbers them from 0."""
 
         def total(values: Floats) -> Floats:
-            return np.bincount(group, self.weight * values)
+            return np.bincount(group, self.weight * values).astype(np.float64)
 
-        weight = np.bincount(group, self.weight)
+        weight = total(np.ones_like(self.weight))
         x, y = total(self.x) / weight, total(self.y) / weight
         dx, dy = self.x - x[group], self.y - y[group]
         xx, xy, yy = total(self.xx + dx * dx), total(self.xy + dx * dy), total(self.yy + dy * dy)
@@ -180,12 +182,12 @@ class Masses:
 
 
 @inlined
-def _bucket(value: float, centre: float, inverse_width: float) -> int:
+def _bucket(value: Any, centre: Any, inverse_width: Any) -> Any:
     """Number of the bucket that holds a value, from its bits: even on a scale near arcsinh."""
     away = (value - centre) * inverse_width
     bits = np.float64(1.0 + abs(away)).view(np.int64) - np.int64(0x3FF0000000000000)
     # The upper 6 bits of the mantissa and the exponent.
-    bucket = min(bits >> np.int64(46), _BUCKETS - 1)
+    bucket: Any = min(bits >> np.int64(46), _BUCKETS - 1)
     return _BUCKETS + bucket if away >= 0 else _BUCKETS - 1 - bucket
 
 
@@ -196,7 +198,7 @@ def _find_buckets(values: Any, centre: float, inverse_width: float, out: Any) ->
 
 
 @inlined
-def interval(value: float, lines: Any, buckets: Any, centre: float, inverse_width: float) -> int:
+def interval(value: Any, lines: Any, buckets: Any, centre: Any, inverse_width: Any) -> Any:
     """Index of the interval that holds a value between the first and the last line."""
     b = _bucket(value, centre, inverse_width)
     low, high = buckets[b], buckets[b + 1]

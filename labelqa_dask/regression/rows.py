@@ -56,8 +56,8 @@ class Rows:
     """What one walk over the rows tells of them: a mergeable state.
 
     Means and squared deviations merge by Chan's formula; constant values keep a deviation of exactly 0. The sample
-    holds the rows whose hash is among the lowest 1 in 2^level, and at level 0 every row. The level is the lowest at which
-    they are no more than `capacity`, so it does not depend on the grouping.
+    holds the rows whose hash is among the lowest 1 in 2^level, and at level 0 every row. The level is the lowest at
+    which they are no more than `capacity`, so it does not depend on the grouping.
 
     Attributes
     ----------
@@ -95,17 +95,17 @@ class Rows:
             return other if self.count == 0 else self
         count = self.count + other.count
         delta = other.mean - self.mean
-        merged = type(self)(
-            count,
-            self.mean + delta * (other.count / count),
-            self.squares + other.squares + delta**2 * (self.count * (other.count / count)),
-            np.minimum(self.lowest, other.lowest),
-            np.maximum(self.highest, other.highest),
-            self.capacity,
-            max(self.level, other.level),
-            np.concatenate([self.labels, other.labels]),
-            np.concatenate([self.residuals, other.residuals]),
-            np.concatenate([self.hashes, other.hashes]),
+        merged = replace(
+            self,
+            count=count,
+            mean=self.mean + delta * (other.count / count),
+            squares=self.squares + other.squares + delta**2 * (self.count * (other.count / count)),
+            lowest=np.minimum(self.lowest, other.lowest),
+            highest=np.maximum(self.highest, other.highest),
+            level=max(self.level, other.level),
+            labels=np.concatenate([self.labels, other.labels]),
+            residuals=np.concatenate([self.residuals, other.residuals]),
+            hashes=np.concatenate([self.hashes, other.hashes]),
         )
         return merged._thinned()
 
@@ -119,8 +119,13 @@ class Rows:
 
     @property
     def deviation(self) -> Floats:
-        """Population standard deviations of labels and residuals, (2,)."""
-        return np.sqrt(self.squares / max(self.count, 1))
+        """Population standard deviations of labels and residuals, (2,).
+
+        Rounded to 44 bits, so that how the rows were grouped, which changes the last bits, does not show.
+        """
+        mantissa, exponent = np.frexp(np.sqrt(self.squares / max(self.count, 1)))
+        rounded: Floats = np.ldexp(np.round(np.ldexp(mantissa, 44)), exponent - 44)
+        return rounded
 
     def _thinned(self) -> Self:
         level, chosen = self.level, _chosen(self.hashes, self.level)
@@ -214,8 +219,6 @@ def scores_of_distances(distances: Floats, scale: float) -> Floats:
     out = np.empty(len(distances))
     _scores(distances, scale, out)
     return out
-
-
 
 
 def scale_of(median: float, scaled: bool) -> float:
