@@ -11,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from flows import demo_data
-from flows.demo_data import MAKERS, DemoData, Scenes
+from flows.demo_data import MAKERS, DemoData, multiclass, segmentation
+from flows.demo_data._digits import load_digit_images
+from flows.demo_data.segmentation import Scenes
 
 SHAPES = {
     "multiclass": ((1797,), (1797, 10)),
@@ -34,14 +36,14 @@ def data(request: pytest.FixtureRequest, made: dict[str, DemoData]) -> DemoData:
 
 @pytest.fixture(scope="module")
 def few_scenes() -> Scenes:
-    return demo_data.compose_scenes(seed=0, count=40)
+    return segmentation.compose_scenes(seed=0, count=40)
 
 
 def clean_labels(task: str, seed: int) -> NDArray[np.integer]:
     """Make the labels as they were before anything was spoiled."""
     if task == "multiclass":
-        return demo_data.load_digit_images()[1]
-    return demo_data.compose_scenes(seed).labels
+        return load_digit_images()[1]
+    return segmentation.compose_scenes(seed).labels
 
 
 def precision_at_wrong_count(data: DemoData) -> float:
@@ -115,12 +117,12 @@ def test_same_seed_gives_the_same_scenes(made: dict[str, DemoData]) -> None:
 
 
 def test_other_seed_spoils_other_labels() -> None:
-    truth = demo_data.load_digit_images()[1]
-    assert (demo_data.swap_digits(truth, seed=0) != demo_data.swap_digits(truth, seed=1)).any()
+    truth = load_digit_images()[1]
+    assert (multiclass.swap_digits(truth, seed=0) != multiclass.swap_digits(truth, seed=1)).any()
 
 
 def test_scenes_depend_on_the_seed_alone() -> None:
-    first, again, other = (demo_data.compose_scenes(seed, count=5) for seed in (3, 3, 4))
+    first, again, other = (segmentation.compose_scenes(seed, count=5) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.images, again.images)
     np.testing.assert_array_equal(first.labels, again.labels)
     assert (first.images != other.images).any()
@@ -136,12 +138,12 @@ def test_scene_labels_and_objects_agree(few_scenes: Scenes) -> None:
 
 def test_more_scenes_than_digits_allow_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"700 scenes need 2,\d{3} digits; there are only 1,797"):
-        demo_data.compose_scenes(seed=0, count=700)
+        segmentation.compose_scenes(seed=0, count=700)
 
 
 def test_three_kinds_of_wrong_annotation_equally_often() -> None:
-    scenes = demo_data.compose_scenes(seed=0)
-    labels = demo_data.spoil_scenes(scenes, seed=0)
+    scenes = segmentation.compose_scenes(seed=0)
+    labels = segmentation.spoil_scenes(scenes, seed=0)
     kinds = {"swapped": 0, "left out": 0, "displaced": 0}
     for scene in np.flatnonzero((labels != scenes.labels).any(axis=(1, 2))):
         given, true = labels[scene], scenes.labels[scene]
@@ -157,34 +159,34 @@ def test_three_kinds_of_wrong_annotation_equally_often() -> None:
 
 def test_digit_predictions_are_out_of_sample() -> None:
     """Other labels in the held-out fold change what is predicted elsewhere, and nothing in the fold."""
-    images, digits = demo_data.load_digit_images()
+    images, digits = load_digit_images()
     images, digits = images[:400], digits[:400]
-    folds = demo_data.digit_folds(digits, seed=0)
-    before = demo_data.predict_digits(images, digits, folds, seed=0)
+    folds = multiclass.digit_folds(digits, seed=0)
+    before = multiclass.predict_digits(images, digits, folds, seed=0)
     train, held_out = folds[0]
     relabelled = digits.copy()
     relabelled[held_out] = (digits[held_out] + 1) % 10
-    after = demo_data.predict_digits(images, relabelled, folds, seed=0)
+    after = multiclass.predict_digits(images, relabelled, folds, seed=0)
     np.testing.assert_array_equal(after[held_out], before[held_out])
     assert (after[train] != before[train]).any(axis=1).all()
 
 
 def test_scene_predictions_are_out_of_sample(few_scenes: Scenes) -> None:
     """Other annotations in the held-out fold change what is predicted elsewhere, and nothing in the fold."""
-    folds = demo_data.scene_folds(len(few_scenes.labels), seed=0)
-    before = demo_data.predict_scenes(few_scenes.images, few_scenes.labels, folds, seed=0)
+    folds = segmentation.scene_folds(len(few_scenes.labels), seed=0)
+    before = segmentation.predict_scenes(few_scenes.images, few_scenes.labels, folds, seed=0)
     train, held_out = folds[0]
     labels = few_scenes.labels.copy()
     labels[held_out] = np.where(labels[held_out] > 0, 0, 7)
-    after = demo_data.predict_scenes(few_scenes.images, labels, folds, seed=0)
+    after = segmentation.predict_scenes(few_scenes.images, labels, folds, seed=0)
     np.testing.assert_array_equal(after[held_out], before[held_out])
     assert (after[train] != before[train]).any(axis=(1, 2, 3)).all()
 
 
 def test_each_example_is_held_out_once(made: dict[str, DemoData]) -> None:
     for task, folds in {
-        "multiclass": demo_data.digit_folds(made["multiclass"].labels.astype(np.int64), seed=0),
-        "segmentation": demo_data.scene_folds(300, seed=0),
+        "multiclass": multiclass.digit_folds(made["multiclass"].labels.astype(np.int64), seed=0),
+        "segmentation": segmentation.scene_folds(300, seed=0),
     }.items():
         held_out = np.sort(np.concatenate([rows for _, rows in folds]))
         np.testing.assert_array_equal(held_out, np.arange(len(made[task].labels)))
@@ -194,14 +196,14 @@ def test_each_example_is_held_out_once(made: dict[str, DemoData]) -> None:
 def test_scenes_without_a_found_object_get_valid_probabilities(few_scenes: Scenes) -> None:
     images = few_scenes.images.copy()
     images[7] = 0.2
-    folds = demo_data.scene_folds(len(images), seed=0)
-    pred_probs = demo_data.predict_scenes(images, few_scenes.labels, folds, seed=0)
+    folds = segmentation.scene_folds(len(images), seed=0)
+    pred_probs = segmentation.predict_scenes(images, few_scenes.labels, folds, seed=0)
     assert (pred_probs[7].argmax(axis=0) == 0).all()
     np.testing.assert_allclose(pred_probs[7].sum(axis=0), 1, rtol=0, atol=1e-5)
 
 
 def test_makers_say_what_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_data, "SCENE_COUNT", 40)
+    monkeypatch.setattr(segmentation, "SCENE_COUNT", 40)
     lines: list[str] = []
     for make in MAKERS.values():
         make(0, say=lines.append)
@@ -218,6 +220,6 @@ def test_story_tells_the_number_and_the_share(data: DemoData) -> None:
 
 def test_importing_the_module_does_not_import_scikit_learn() -> None:
     check = "import sys, flows.demo_data; print({'sklearn', 'scipy'} & set(sys.modules))"
-    root = Path(demo_data.__file__).parents[1]
+    root = Path(demo_data.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", check], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
