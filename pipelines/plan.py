@@ -13,7 +13,7 @@ from dask.utils import format_bytes
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.core.layout import ArrayInfo, check_layout, check_multiples
-from labelqa_dask.core.task import ArraySpec, Task
+from labelqa_dask.core.task import ArraySpec, Params, Task
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.record import Json
 from labelqa_dask.storage.sinks import OutputArray, ParquetSink, Sink, ZarrSink
@@ -128,7 +128,7 @@ class Plan:
     def describe(self) -> list[tuple[str, str]]:
         """The plan for people: pairs of a name and what it is."""
         sizes, block, regions = self.layout.sizes, self.layout.block, self.layout.regions
-        rows = [("task", f"{self.task.name}: {_settings(self.params.model_dump())}")]
+        rows = [("task", f"{self.task.name}: {_settings(self.params)}")]
         for name, source in self.sources.items():
             shape = " × ".join(f"{size:,}" for size in source.shape)
             rows.append((name, f"{source.place}\n{shape}, {source.dtype}"))
@@ -317,5 +317,8 @@ def _describe_input(settings: InputConfig, source: Source) -> Json:
     }
 
 
-def _settings(params: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in params.items())
+def _settings(params: Params) -> str:
+    """The method, and what else is not as it is by default."""
+    changed = params.model_dump(exclude_defaults=True)
+    shown = {name: value for name, value in params.model_dump().items() if name == "method" or name in changed}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())

@@ -74,7 +74,7 @@ def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> 
             "histogram": {"low": 0.0, "high": 1.0, "bins": HISTOGRAM_BINS, "counts": summary.histogram.counts.tolist()},
         },
         "classes": classes,
-        "issues": _issues(summary),
+        "issues": _issues(summary, plan.task.class_unit),
         "statistics": plan.task.statistics(plan.params, stats),
         "worst": len(summary.worst.rows),
         "inputs": manifest["inputs"],
@@ -84,13 +84,14 @@ def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> 
     }
 
 
-def _issues(summary: Summary) -> Json | None:
+def _issues(summary: Summary, unit: str) -> Json | None:
     if summary.pairs is None:
         return None
     pairs = summary.pairs
     order = np.lexsort((pairs.suggested, pairs.given, -pairs.count))
     columns = {"given": pairs.given, "suggested": pairs.suggested, "count": pairs.count}
     return {
+        "unit": unit,
         "count": int(pairs.count.sum()),
         "pairs": {name: values[order].tolist() for name, values in columns.items()},
     }

@@ -101,6 +101,7 @@ def render_report(summary: Mapping[str, Any], worst: pd.DataFrame, previews: Seq
     words = WORDS.get(summary["task"], ANY_TASK)
     score = summary["score"]
     classes = summary.get("classes")
+    issues = summary.get("issues")
     names = ClassNames(classes.get("names") if classes else None)
     per_class, statistics = tables.split_statistics(
         summary.get("statistics") or {}, len(classes["count"]) if classes else None
@@ -120,6 +121,7 @@ def render_report(summary: Mapping[str, Any], worst: pd.DataFrame, previews: Seq
         score_scale=images.score_scale_png(),
         worst=tables.worst_table(worst, score["name"], names),
         classes=tables.class_table(classes, per_class, names) if classes else None,
+        issues=tables.pairs_table(issues, issues["unit"], names) if issues else None,
         statistics=tables.statistics_table(statistics),
         settings=tables.settings_table(summary),
         inputs=tables.inputs_table(summary.get("inputs") or {}),
@@ -174,6 +176,11 @@ def _figures(summary: Mapping[str, Any], histogram: charts.Histogram, words: Tas
                 f"{text.percent(below / scored)} of the {words.many}",
             )
         )
+    issues = summary.get("issues")
+    if issues:
+        looked_at = sum(classes["count"]) if classes else summary["examples"]
+        note = f"{text.percent(issues['count'] / looked_at)} of the {issues['unit']}" if looked_at else ""
+        figures.append(Figure(f"{text.heading(issues['unit'])} labelled wrongly", text.integer(issues["count"]), note))
     if classes:
         counts, unit = classes["count"], classes["unit"]
         empty = sum(not count for count in counts)

@@ -17,6 +17,7 @@ from pipelines.report.charts import bar
 WORST_SHOWN = 100
 CLASSES_SHOWN = 50
 STATISTICS_SHOWN = 100
+PAIRS_SHOWN = 50
 CLASS_ID_COLUMNS = frozenset({"given_label", "suggested_label", "consensus_label"})
 NAME_COLUMNS = frozenset({"row", "id"})
 
@@ -100,6 +101,18 @@ def class_table(
         for k, mean in sorted(enumerate(means), key=lambda each: math.inf if each[1] is None else each[1])
     ]
     return Table(columns, rows[:CLASSES_SHOWN], len(rows))
+
+
+def pairs_table(issues: Mapping[str, Any], unit: str, names: ClassNames) -> Table:
+    """Label issues by given and suggested class, the most frequent first."""
+    pairs = list(zip(*(issues["pairs"][name] for name in ("given", "suggested", "count")), strict=True))
+    columns = [Column("Given"), Column("Suggested"), Column(text.heading(unit), numeric=True)]
+    most = max((count for _, _, count in pairs), default=1)
+    rows = [
+        [names.markup(given), names.markup(suggested), _with_bar(text.integer(count), count / most)]
+        for given, suggested, count in pairs[:PAIRS_SHOWN]
+    ]
+    return Table(columns, rows, len(pairs))
 
 
 def split_statistics(

@@ -137,7 +137,12 @@ def test_a_manifest_is_plain_json_and_says_what_is_computed_from_what(tmp_path: 
     manifest = plan.manifest()
     assert json.loads(json.dumps(manifest)) == manifest
     assert manifest["task"] == "multiclass"
-    assert manifest["params"] == {"method": "self_confidence", "adjust_pred_probs": False}
+    assert manifest["params"] == {
+        "method": "self_confidence",
+        "adjust_pred_probs": False,
+        "find_label_issues": False,
+        "estimation_method": "off_diagonal",
+    }
     assert manifest["inputs"]["ids"]["array"] == "ids"
     assert manifest["inputs"]["pred_probs"]["shape"] == [100, 3]
     assert manifest["inputs"]["pred_probs"]["dtype"] == "float32"
