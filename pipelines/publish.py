@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.summary import HISTOGRAM_BINS, Summary
+from labelqa_dask.core.task import Stats
 from labelqa_dask.storage.record import Json, Version, dump_json
 from labelqa_dask.storage.sinks import parquet_bytes
 from pipelines.plan import Plan
@@ -24,7 +25,10 @@ from pipelines.select import Selection
 
 def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
     """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
-    summary = _summary(plan, version, manifest, selection.summary)
+    found = selection.summary
+    stats = statistics(plan.task.name, plan.params, found.examples, version, manifest["digest"], None)
+    summary = _summary(plan, manifest, found, stats)
+    charts = plan.task.charts(plan.params, stats)
     worst = worst_table(plan, selection.summary)
     location = version.location
     location.write("worst.parquet", parquet_bytes(pa.Table.from_pandas(worst, preserve_index=False)))
@@ -32,7 +36,7 @@ def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) 
     if classes is not None:
         location.write("classes.parquet", parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False)))
     location.write("summary.json", dump_json(summary))
-    location.write("report.html", render_report(summary, worst, _previews(selection)).encode())
+    location.write("report.html", render_report(summary, worst, _previews(selection), charts).encode())
     version.publish({"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")})
     return summary
 
@@ -53,7 +57,7 @@ def _with_missing(values: Array) -> Any:
     return pd.arrays.IntegerArray(values, none) if none.any() else values
 
 
-def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> Json:
+def _summary(plan: Plan, manifest: Json, summary: Summary, stats: Stats) -> Json:
     classes = None
     if summary.classes is not None:
         classes = {
@@ -62,7 +66,6 @@ def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> 
             "mean_score": [_number(mean) for mean in summary.classes.result().tolist()],
             "names": None,
         }
-    stats = statistics(plan.task.name, plan.params, summary.examples, version, manifest["digest"], None)
     return {
         "task": plan.task.name,
         "params": manifest["params"],
@@ -75,6 +78,7 @@ def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> 
         },
         "classes": classes,
         "issues": _issues(summary, plan.task.class_unit),
+        "remarks": list(plan.task.remarks(plan.params, stats)),
         "statistics": plan.task.statistics(plan.params, stats),
         "worst": len(summary.worst.rows),
         "inputs": manifest["inputs"],

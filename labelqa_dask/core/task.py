@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from labelqa_dask.core.charts import Chart
 from labelqa_dask.core.class_scores import ClassPairs, ClassScores
 from labelqa_dask.core.errors import InvalidConfig, nearest
 from labelqa_dask.core.kernels import Array
@@ -237,6 +238,14 @@ class Task(ABC, Generic[ParamsT]):
     def statistics(self, params: ParamsT, stats: Stats) -> dict[str, Any]:
         """What readers are told of the global statistics: numbers, and lists of numbers, by name."""
         return {name: np.asarray(result).tolist() for name, result in stats.items()}
+
+    def remarks(self, params: ParamsT, stats: Stats) -> tuple[str, ...]:
+        """Sentences that a reader of the scores must not miss, such as that a tolerance was not met."""
+        return ()
+
+    def charts(self, params: ParamsT, stats: Stats) -> tuple[Chart, ...]:
+        """What the report shows of the whole data, from the global statistics."""
+        return ()
 
     @abstractmethod
     def class_scores(self, block: Block, scores: Mapping[str, Any]) -> ClassScores | None:

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from labelqa_dask.core import public
+from labelqa_dask.core.charts import Chart, Density, Distribution
 from labelqa_dask.core.class_scores import ClassScores
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.task import ArraySpec, Block, Params, Pass, Stats, Task
@@ -258,6 +259,23 @@ class Regression(Task[RegressionParams]):
             return {}
         found = stats["survey"] if isinstance(stats["survey"], ExactScores) else stats["count"]
         return found.summary(params.tolerance)
+
+    def remarks(self, params: RegressionParams, stats: Stats) -> tuple[str, ...]:
+        if params.method == "residual" or isinstance(stats["survey"], ExactScores):
+            return ()
+        return stats["count"].remarks(params.tolerance)
+
+    def charts(self, params: RegressionParams, stats: Stats) -> tuple[Chart, ...]:
+        if params.method == "residual":
+            return ()
+        found = stats["survey"] if isinstance(stats["survey"], ExactScores) else stats["count"]
+        labels, residuals, distances, weight = found.groups()
+        scores = scores_of_distances(distances, found.scale)
+        predictions = labels + residuals
+        return (
+            Density.of("Given and predicted", ("given label", "predicted"), labels, predictions, weight, scores),
+            Distribution.of("Residuals", "predicted less given", residuals, weight),
+        )
 
     def class_scores(self, block: Block, scores: Mapping[str, Any]) -> ClassScores | None:
         return None

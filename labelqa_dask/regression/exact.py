@@ -77,6 +77,11 @@ class ExactScores:
         """What a reader should know of how distances were computed."""
         return {"neighbors": "exact", "distance_scale": self.scale, "distinct_points": len(self.distances)}
 
+    def groups(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """Labels, residuals, distances and numbers of rows of groups that make up all rows."""
+        points = self.points
+        return points.labels, points.residuals, self.distances, points.counts.astype(np.float64)
+
     def distances_of(self, labels: Floats, residuals: Floats) -> Floats:
         """Distances of (n,) rows that are among the points."""
         out = np.empty(len(labels))

@@ -91,6 +91,8 @@ class Field:
         Weighted points that the field was computed from.
     places : int
         At how many places.
+    means : (occupied, 4) float64
+        Mean label, mean residual, distance there, and number of rows of each cell that is not empty.
     """
 
     grid: Grid
@@ -100,6 +102,7 @@ class Field:
     error: float
     cells: int
     places: int
+    means: Floats
 
     @classmethod
     def of(cls, rows: Rows, sums: NDArray[np.int64], grid: Grid, settings: FieldSettings) -> Self:
@@ -124,19 +127,34 @@ class Field:
         seen = _values(patches[patch_of[checks.cell], :], *plane.raw(checks.x, checks.y))[0]
         measured = np.abs(np.exp(-seen / scale) - np.exp(-finest / scale)).max()
         error = max(float(measured), error_of_patches) + error_of_sources
-        return cls(grid, patch_of, patches, scale, error, len(sources.masses.x), patching.places)
+        means = np.stack([*plane.raw(masses.x, masses.y), distances, masses.weight], axis=1)
+        return cls(grid, patch_of, patches, scale, error, len(sources.masses.x), patching.places, means)
 
-    def summary(self, tolerance: float) -> dict[str, float | int | str]:
+    def summary(self, tolerance: float) -> dict[str, float | int | str | bool]:
         """What a reader should know of how distances were computed."""
         return {
             "neighbors": "field",
             "distance_scale": self.scale,
             "estimated_error": self.error,
-            "tolerance_met": "yes" if self.error <= tolerance else "no",
+            "tolerance_met": self.error <= tolerance,
             "cells": self.cells,
             "patches": len(self.patches),
             "places": self.places,
         }
+
+    def remarks(self, tolerance: float) -> tuple[str, ...]:
+        """That the tolerance was missed, where it was."""
+        if self.error <= tolerance:
+            return ()
+        return (
+            f"Scores may be off by {self.error:.1g}, more than the tolerance of {tolerance:g}: "
+            "the data vary on a scale that the field does not resolve.",
+        )
+
+    def groups(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """Labels, residuals, distances and numbers of rows of groups that make up all rows."""
+        labels, residuals, distances, weight = self.means.T.copy()
+        return labels, residuals, distances, weight
 
     def distances_of(self, labels: Floats, residuals: Floats) -> Floats:
         """Mean distances of (n,) rows."""
