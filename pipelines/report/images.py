@@ -126,7 +126,7 @@ def score_map_png(scores: ScoreMap) -> str:
 
 
 def density_png(counts: ScoreMap, scores: ScoreMap) -> str:
-    """A plane (h, w), first row at the bottom, as a data URI: coloured by mean score, opaque where many examples lie."""
+    """A plane (h, w), first row at the bottom, as a data URI: coloured by score, opaque where many examples lie."""
     palette = np.frombuffer(score_palette(), np.uint8).reshape(-1, 3)
     step = np.rint(np.clip(np.nan_to_num(scores), 0, 1) * (SCORE_COLOURS - 1)).astype(int)
     share = np.log1p(counts) / np.log1p(max(counts.max(), 1))
