@@ -235,12 +235,13 @@ def open_source(settings: InputConfig, kind: str, storage: StorageOptions, class
         if kind == "indicators" and len(columns) == 1 and holds_lists_of_any_length(location, columns[0]):
             return LabelSetSource.open(location, columns[0], classes)
         return ParquetSource.open(location, columns, stack=kind in ("probabilities", "indicators"))
-    return ZarrSource.open(location, settings.array, predictions=kind == "probabilities")
+    return ZarrSource.open(location, settings.array, predictions=kind in ("probabilities", "values"))
 
 
 def _converted_bytes(source: Source, spec: ArraySpec, block: Mapping[str, int]) -> int:
     """Memory of the copy that is made where values are not of a type that kernels take."""
-    kept, copied = (("f4", "f8"), 4) if spec.kind == "probabilities" else (("u1", "i8", "b1"), 8)
+    types = {"probabilities": (("f4", "f8"), 4), "values": (("f8",), 8)}
+    kept, copied = types.get(spec.kind, (("u1", "i8", "b1"), 8))
     values = int(np.prod([block[dim] for dim in spec.dims]))
     return 0 if source.dtype.str[1:] in kept and source.dtype.isnative else values * max(copied, source.dtype.itemsize)
 
@@ -278,7 +279,7 @@ def _row_bytes(output: OutputArray) -> int:
 def _outputs(
     task: Task[Any], params: Any, sources: Mapping[str, Source], ids: Source | None, layout: Layout
 ) -> tuple[OutputArray, ...]:
-    predictions = sources[task.input("probabilities").name].dtype
+    predictions = sources[task.inputs[-1].name].dtype
     labels = task.inputs[0]
     outputs = []
     for spec in task.written(params):

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.summary import HISTOGRAM_BINS, Summary
+from labelqa_dask.core.task import Stats
 from labelqa_dask.storage.record import Json, Version, basis_of, dump_json
 from labelqa_dask.storage.sinks import parquet_bytes
 from pipelines.plan import Plan
@@ -26,14 +27,17 @@ _MOST_LISTED = 100
 
 def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
     """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
-    summary = _summary(plan, version, manifest, selection)
+    basis = basis_of(manifest["digest"], [region.region for region in selection.bad])
+    stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
+    summary = _summary(plan, manifest, selection, stats)
+    charts = plan.task.charts(plan.params, stats)
     worst = worst_table(plan, selection.summary)
     files = {"worst.parquet": parquet_bytes(_typed(pa.Table.from_pandas(worst, preserve_index=False)))}
     classes = _classes_table(summary)
     if classes is not None:
         files["classes.parquet"] = parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False))
     files["summary.json"] = dump_json(summary)
-    files["report.html"] = render_report(summary, worst, _previews(selection)).encode()
+    files["report.html"] = render_report(summary, worst, _previews(selection), charts).encode()
     told = {"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")}
     version.publish(files, plan.sink(version.location).metadata(), told)
     return summary
@@ -62,7 +66,7 @@ def _with_missing(values: Array) -> Any:
     return pd.arrays.IntegerArray(values, none) if none.any() else values
 
 
-def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
+def _summary(plan: Plan, manifest: Json, selection: Selection, stats: Stats) -> Json:
     summary, bad = selection.summary, selection.bad
     classes = None
     if summary.classes is not None:
@@ -72,8 +76,6 @@ def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection)
             "mean_score": [_number(mean) for mean in summary.classes.result().tolist()],
             "names": None,
         }
-    basis = basis_of(manifest["digest"], [region.region for region in bad])
-    stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
     return {
         "task": plan.task.name,
         "params": manifest["params"],
@@ -94,6 +96,7 @@ def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection)
         },
         "classes": classes,
         "issues": _issues(summary, plan.task.class_unit),
+        "remarks": list(plan.task.remarks(plan.params, stats)),
         "statistics": plan.task.statistics(plan.params, stats),
         "worst": len(summary.worst.rows),
         "inputs": manifest["inputs"],
