@@ -152,13 +152,16 @@ class ParquetSink:
         columns: dict[str, Any] = {"row": np.arange(start, stop, dtype=np.int64)}
         for output in sorted(outputs, key=lambda output: output.name != "id"):
             kept = output.name == "id" and ids is not None
-            dtype = pa.string() if output.dtype == object else pa.from_numpy_dtype(output.dtype)
-            dtype = pa.list_(dtype, output.shape[1]) if len(output.shape) == 2 else dtype
-            columns[output.name] = ids if kept else pa.nulls(stop - start, dtype)
+            columns[output.name] = ids if kept else pa.nulls(stop - start, _arrow_type(output))
         self._write(region, columns)
 
     def _write(self, region: str, columns: Mapping[str, Any]) -> None:
         self.location.write(f"part-{region}.parquet", parquet_bytes(pa.table(dict(columns))))
+
+
+def _arrow_type(output: OutputArray) -> pa.DataType:
+    value = pa.string() if output.dtype == object else pa.from_numpy_dtype(output.dtype)
+    return pa.list_(value, output.shape[1]) if len(output.shape) == 2 else value
 
 
 def _as_lists(values: Array) -> pa.FixedSizeListArray:
