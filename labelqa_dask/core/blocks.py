@@ -28,10 +28,15 @@ def finished(scores: Mapping[str, Array | State]) -> dict[str, Array]:
 
 
 def reduce_arrays(
-    step: Pass[Any], arrays: Mapping[str, Array], params: Any, stats: Stats, resolution: float = 0.0
+    step: Pass[Any],
+    arrays: Mapping[str, Array],
+    params: Any,
+    stats: Stats,
+    resolution: float = 0.0,
+    rows: int | None = None,
 ) -> State:
     """The state of one pass over whole arrays."""
-    states = _map_blocks(lambda block: step.of(block, params, stats), arrays, resolution)
+    states = map_blocks(lambda block: step.of(block, params, stats), arrays, resolution, rows)
     return reduce(lambda left, right: left.merge(right), states)
 
 
@@ -51,20 +56,21 @@ def score_arrays(
     def score(block: Block) -> tuple[int, dict[str, Array]]:
         return block.origin["example"], finished(task.score(block, params, stats))
 
-    for start, scores in _map_blocks(score, arrays, resolution, rows, threads):
+    for start, scores in map_blocks(score, arrays, resolution, rows, threads):
         for name, part in scores.items():
             whole = outputs.setdefault(name, np.empty((n, *part.shape[1:]), part.dtype))
             whole[start : start + len(part)] = part
     return outputs
 
 
-def _map_blocks(
+def map_blocks(
     function: Callable[[Block], T],
     arrays: Mapping[str, Array],
-    resolution: float,
+    resolution: float = 0.0,
     rows: int | None = None,
     threads: int | None = None,
 ) -> Iterator[T]:
+    """A function of each block of whole arrays, in their order."""
     n = len(next(iter(arrays.values())))
     row_bytes = sum(array.nbytes for array in arrays.values()) // n
     rows = rows or max(1, _BLOCK_BYTES // max(1, row_bytes))

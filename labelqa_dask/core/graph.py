@@ -8,7 +8,7 @@ element; boxes reduce as trees.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -97,6 +97,15 @@ def map_scores(
 def results_of(states: Mapping[str, Delayed]) -> Delayed | Mapping[str, Any]:
     """Lazy mapping of each pass's name to its result."""
     return delayed(_results)(dict(states)) if states else {}
+
+
+def merge_tree(states: Sequence[Delayed]) -> Delayed:
+    """Lazy merge of lazy states, in their order."""
+    while len(states) > 1:
+        states = [
+            delayed(_merge_states)(list(states[i : i + _SPLIT_EVERY])) for i in range(0, len(states), _SPLIT_EVERY)
+        ]
+    return states[0]
 
 
 def call_lazily(function: Callable[..., Array], *args: Any, dtype: Any) -> da.Array:
@@ -202,3 +211,7 @@ def _open(box: Array, name: str) -> Array:
 
 def _results(states: Mapping[str, State]) -> dict[str, Any]:
     return {name: state.result() for name, state in states.items()}
+
+
+def _merge_states(states: list[State]) -> State:
+    return reduce(lambda left, right: left.merge(right), states)

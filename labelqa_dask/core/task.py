@@ -55,15 +55,20 @@ class State(Protocol):
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An array that a task reads or writes, by name, named dimensions and the kind of its values."""
+    """An array that a task reads or writes, by name, named dimensions and the kind of its values.
+
+    `annotations` are `Annotations`: any number of labels per example.
+    """
 
     name: str
     dims: tuple[str, ...]
-    kind: Literal["labels", "probabilities", "scores"]
+    kind: Literal["labels", "probabilities", "scores", "annotations", "counts"]
     accumulated: bool = False
 
     def score_dtype(self, predictions: np.dtype[Any]) -> np.dtype[Any]:
-        """Type of these scores: what is accumulated over a dimension is float64, the rest follows the predictions."""
+        """Type of an output: what is accumulated over a dimension is float64, other scores follow the predictions."""
+        if self.kind in ("labels", "counts"):
+            return np.dtype(np.int64)
         return np.dtype(np.float64 if self.accumulated or predictions.itemsize >= 8 else np.float32)
 
 
@@ -139,7 +144,7 @@ class Task(ABC, Generic[ParamsT]):
     params_model : the method's parameters, each name and default in this one place.
     inputs : the arrays read. The first one holds the labels; the last one has every dimension. The first dimension
         is always `example`; `class` is never split; further ones are split where an example is too large.
-    outputs : the arrays written, dimensions in input order.
+    outputs : the arrays written with the default parameters, dimensions in input order.
     ranked_by : the output by which examples are ranked, one score per example.
     class_unit : what `class_scores` counts ("examples", "pixels").
     """
@@ -152,7 +157,7 @@ class Task(ABC, Generic[ParamsT]):
 
     @property
     def name(self) -> str:
-        return type(self).__module__.rpartition(".")[2]
+        return type(self).__module__.split(".")[1]
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -162,6 +167,10 @@ class Task(ABC, Generic[ParamsT]):
     def input(self, kind: str) -> ArraySpec:
         """The input of a kind, such as the one that holds the probabilities."""
         return next(spec for spec in self.inputs if spec.kind == kind)
+
+    def outputs_of(self, params: ParamsT) -> tuple[ArraySpec, ...]:
+        """The arrays written with some parameters."""
+        return self.outputs
 
     def params(self, **settings: Any) -> ParamsT:
         """Validated parameters; unknown or impossible ones are refused by name."""
