@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
-from itertools import islice
 
 from distributed import Client
 
-from labelqa_dask.core.task import Block, State
+from labelqa_dask.core.task import State, merge_states
 from labelqa_dask.storage.record import Version
+from pipelines.layout import Region
 from pipelines.plan import Plan
-from pipelines.regions import Listener, Meter, Problem, RegionJob, guarded, in_flight, make_job
+from pipelines.regions import Listener, Meter, Problem, RegionJob, guarded, in_flight, make_job, statistics
 
 _MOST_GROUPS = 256
 _LARGEST_GROUP = 16
@@ -31,51 +31,49 @@ class Group:
 
 
 def estimate(plan: Plan, version: Version, manifest: str, client: Client, listener: Listener) -> None:
-    """Make and store the state of each pass that is not yet stored."""
+    """Make and store the state of each pass that is needed and not yet stored."""
+    n = plan.layout.sizes["example"]
     for number, step in enumerate(plan.task.passes(plan.params)):
-        if version.read_state(step.name, step.state, manifest) is not None:
+        stats = statistics(plan.task.name, plan.params, n, version, manifest, number)
+        needed = step.needed(plan.params, stats, n)
+        if needed is None or version.read_state(step.name, step.state, manifest) is not None:
             continue
-        meter = Meter(f"estimate {step.name}", len(plan.layout.regions), listener)
-        finished: dict[int, State] = {}
+        regions = [r for r in plan.layout.regions if r.start < needed.stop and r.stop > needed.start]
+        meter = Meter(f"estimate {step.name}", len(regions), listener)
+        finished: dict[int, State | None] = {}
         total: State | None = None
         merged = 0
-        for group, state in in_flight(client, partial(_reduce_group, number), _groups(plan, version, manifest), plan):
+        groups = _groups(plan, version, manifest, regions)
+        for group, state in in_flight(client, partial(_reduce_group, number), groups, plan):
             rows = sum(job.region.stop - job.region.start for job in group.jobs)
             meter.advance(len(group.jobs), rows, sum(job.nbytes for job in group.jobs))
             finished[group.number] = state
             while merged in finished:
-                state = finished.pop(merged)
-                total = state if total is None else total.merge(state)
+                total = merge_states(total, finished.pop(merged))
                 merged += 1
         version.write_state(step.name, total, manifest)
 
 
-def _groups(plan: Plan, version: Version, manifest: str) -> Iterator[Group]:
-    regions = iter(plan.layout.regions)
-    size = min(_LARGEST_GROUP, max(1, len(plan.layout.regions) // _MOST_GROUPS))
-    number = 0
-    while part := tuple(islice(regions, size)):
-        yield Group(number, tuple(make_job(plan, version, manifest, region) for region in part))
-        number += 1
+def _groups(plan: Plan, version: Version, manifest: str, regions: list[Region]) -> Iterator[Group]:
+    size = min(_LARGEST_GROUP, max(1, len(regions) // _MOST_GROUPS))
+    for number, start in enumerate(range(0, len(regions), size)):
+        jobs = (make_job(plan, version, manifest, region) for region in regions[start : start + size])
+        yield Group(number, tuple(jobs))
 
 
-def _reduce_group(number: int, group: Group) -> State | Problem:
+def _reduce_group(number: int, group: Group) -> State | Problem | None:
     merged: State | None = None
     for job in group.jobs:
         state = guarded(job, partial(_reduce_region, number))
         if isinstance(state, Problem):
             return state
-        merged = state if merged is None else merged.merge(state)
-    assert merged is not None
+        merged = merge_states(merged, state)
     return merged
 
 
-def _reduce_region(number: int, job: RegionJob) -> State:
+def _reduce_region(number: int, job: RegionJob) -> State | None:
     step = job.task.passes(job.params)[number]
     stats = job.statistics(passes=number)
-
-    def reduced(block: Block) -> State:
-        return step.of(block, job.params, stats)
-
     # Unlike a comprehension's variable, map lets go of a block before the next is read.
-    return reduce(lambda left, right: left.merge(right), map(reduced, job.blocks()))
+    states = map(partial(step.reduce, params=job.params, stats=stats), job.blocks())
+    return reduce(merge_states, states, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
@@ -82,9 +83,15 @@ class Layout:
 
 
 def choose_layout(
-    task: Task[Any], sources: Mapping[str, Source], sizes: Mapping[str, int], *, regular: bool, region_rows: int | None
+    task: Task[Any],
+    sources: Mapping[str, Source],
+    sizes: Mapping[str, int],
+    multiples: Mapping[str, int],
+    *,
+    regular: bool,
+    region_rows: int | None,
 ) -> Layout:
-    """Cut the rows along the chunks of the largest input.
+    """Cut the rows along the chunks of the largest input, and examples into blocks of whole cells (`multiples`).
 
     `regular` asks for regions of one length, as Zarr output needs; otherwise they follow the row groups of the files.
     The cut depends on the input and the settings alone, never on the cluster.
@@ -92,7 +99,8 @@ def choose_layout(
     leader = task.inputs[-1]
     source = sources[leader.name]
     n = sizes["example"]
-    chunk = {dim: c for dim, c in zip(leader.dims, source.chunks, strict=True) if c is not None}
+    stored = {dim: c for dim, c in zip(leader.dims, source.chunks, strict=True) if c is not None}
+    chunk = {dim: math.lcm(c, multiples.get(dim, 1)) for dim, c in stored.items()}
     irregular = "example" not in chunk
     granule = int(np.diff(source.row_bounds()).max()) if irregular else min(chunk["example"], n)
     tile = _choose_tile(task, sources, sizes, {**chunk, "example": granule})

@@ -12,7 +12,7 @@ import numpy as np
 from dask.utils import format_bytes
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput
-from labelqa_dask.core.layout import ArrayInfo, check_layout
+from labelqa_dask.core.layout import ArrayInfo, check_layout, check_multiples
 from labelqa_dask.core.task import ArraySpec, Task
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.record import Json
@@ -60,9 +60,13 @@ class Plan:
         return block_bytes(self.task, self.sources, self.layout.sizes)
 
     @property
-    def passes(self) -> int:
-        """How often the inputs are read."""
-        return len(self.task.passes(self.params)) + 1
+    def passes(self) -> str:
+        """How often the inputs are read, for people."""
+        steps = self.task.passes(self.params)
+        always = sum(step.examples is None for step in steps) + 1
+        return f"{always} pass{'es' if always > 1 else ''}" + (
+            "" if always > len(steps) else f", {len(steps) + 1} at most"
+        )
 
     @property
     def region_bytes(self) -> int:
@@ -94,7 +98,7 @@ class Plan:
 
     def sink(self, location: Location) -> Sink:
         if self.config.output.format == "zarr":
-            return ZarrSink(location / "scores.zarr")
+            return ZarrSink(location, {output.name: output.group for output in self.outputs})
         return ParquetSink(location / "scores")
 
     def describe_inputs(self) -> dict[str, Json]:
@@ -135,7 +139,7 @@ class Plan:
         return [
             *rows,
             ("output", f"{self.config.output.uri} ({self.config.output.format})"),
-            ("reads", f"{format_bytes(self.input_bytes)} in {self.passes} pass{'es' if self.passes > 1 else ''}"),
+            ("reads", f"{format_bytes(self.input_bytes)} in {self.passes}"),
             ("regions", f"{len(regions):,} of up to {lengths:,} examples"),
             ("blocks", f"{extent} ({format_bytes(block_bytes(self.task, self.sources, block))})"),
             (
@@ -169,15 +173,16 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
             ids.place,
             "Give one identifier per example.",
         )
-    pixelwise = [spec.name for spec in task.outputs if len(spec.dims) > 2]
+    check_multiples(task.multiples(params), sizes)
+    pixelwise = [spec.name for spec in task.written(params) if len(spec.dims) > 2]
     if config.output.format == "parquet" and pixelwise:
         raise InvalidConfig(
             f"{task.name} writes {' and '.join(pixelwise)}, a value per pixel, which Parquet cannot hold",
             "output.format",
             "Use format: zarr.",
         )
-    layout = _lay_out(config, task, sources, sizes)
-    plan = Plan(config, task, params, sources, ids, layout, _outputs(task, sources, ids, layout), resources)
+    layout = _lay_out(config, task, params, sources, sizes)
+    plan = Plan(config, task, params, sources, ids, layout, _outputs(task, params, sources, ids, layout), resources)
     if not plan.fits:
         raise _does_not_fit(plan)
     return plan
@@ -204,22 +209,31 @@ def software_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _SOFTWARE}}
 
 
-def _lay_out(config: AuditConfig, task: Task[Any], sources: Mapping[str, Source], sizes: Mapping[str, int]) -> Layout:
+def _lay_out(
+    config: AuditConfig, task: Task[Any], params: Any, sources: Mapping[str, Source], sizes: Mapping[str, int]
+) -> Layout:
     regular = config.output.format == "zarr"
-    return choose_layout(task, sources, sizes, regular=regular, region_rows=config.output.region_rows)
+    return choose_layout(
+        task, sources, sizes, task.multiples(params), regular=regular, region_rows=config.output.region_rows
+    )
 
 
 def _outputs(
-    task: Task[Any], sources: Mapping[str, Source], ids: Source | None, layout: Layout
+    task: Task[Any], params: Any, sources: Mapping[str, Source], ids: Source | None, layout: Layout
 ) -> tuple[OutputArray, ...]:
     predictions = sources[task.input("probabilities").name].dtype
+    labels = task.inputs[0]
     outputs = []
-    for spec in task.outputs:
+    for spec in task.written(params):
         shape = tuple(layout.sizes[dim] for dim in spec.dims)
         by_region = len(spec.dims) == 1
         chunks = (layout.regions.step,) if by_region else tuple(layout.block[dim] for dim in spec.dims)
+        if spec.kind == "issues" and spec.dims == labels.dims and not by_region:
+            stored = sources[labels.name].chunks
+            chunks = tuple(c if c and b % c == 0 else b for b, c in zip(chunks, stored, strict=True))
         chunks = tuple(min(c, size) for c, size in zip(chunks, shape, strict=True))
-        outputs.append(OutputArray(spec.name, spec.dims, shape, spec.score_dtype(predictions), chunks))
+        group = "issues" if spec.kind == "issues" else "scores"
+        outputs.append(OutputArray(spec.name, spec.dims, shape, spec.score_dtype(predictions), chunks, group))
     if ids:
         dtype = as_ids(np.empty(0, ids.dtype)).dtype
         outputs.append(OutputArray("id", ("example",), ids.shape, dtype, (min(layout.regions.step, ids.shape[0]),)))
@@ -286,8 +300,8 @@ def _fewest_rows(plan: Plan) -> int:
 
 
 def _laid_out_again(plan: Plan, config: AuditConfig, sources: Mapping[str, Source]) -> Plan:
-    layout = _lay_out(config, plan.task, sources, plan.layout.sizes)
-    outputs = _outputs(plan.task, sources, plan.ids, layout)
+    layout = _lay_out(config, plan.task, plan.params, sources, plan.layout.sizes)
+    outputs = _outputs(plan.task, plan.params, sources, plan.ids, layout)
     return replace(plan, config=config, sources=sources, layout=layout, outputs=outputs)
 
 

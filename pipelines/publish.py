@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.summary import HISTOGRAM_BINS, Summary
 from labelqa_dask.storage.record import Json, Version, dump_json
 from labelqa_dask.storage.sinks import parquet_bytes
 from pipelines.plan import Plan
+from pipelines.regions import statistics
 from pipelines.report import Preview, render_report
 from pipelines.select import Selection
 
@@ -41,7 +43,14 @@ def worst_table(plan: Plan, summary: Summary) -> pd.DataFrame:
     table: dict[str, Any] = {"row": summary.worst.rows}
     if "id" in columns:
         table["id"] = columns.pop("id")
-    return pd.DataFrame({**table, plan.task.ranked_by: summary.worst.scores, **columns})
+    described = {name: _with_missing(values) for name, values in columns.items()}
+    return pd.DataFrame({**table, plan.task.ranked_by: summary.worst.scores, **described})
+
+
+def _with_missing(values: Array) -> Any:
+    """Whole numbers with -1, which stands for none, as missing ones."""
+    none = values < 0 if values.dtype.kind == "i" else np.zeros(len(values), bool)
+    return pd.arrays.IntegerArray(values, none) if none.any() else values
 
 
 def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> Json:
@@ -53,10 +62,7 @@ def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> 
             "mean_score": [_number(mean) for mean in summary.classes.result().tolist()],
             "names": None,
         }
-    statistics = {}
-    for step in plan.task.passes(plan.params):
-        state = version.read_state(step.name, step.state, manifest["digest"])
-        statistics[step.name] = np.asarray(state.result()).tolist() if state is not None else None
+    stats = statistics(plan.task.name, plan.params, summary.examples, version, manifest["digest"], None)
     return {
         "task": plan.task.name,
         "params": manifest["params"],
@@ -68,12 +74,25 @@ def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> 
             "histogram": {"low": 0.0, "high": 1.0, "bins": HISTOGRAM_BINS, "counts": summary.histogram.counts.tolist()},
         },
         "classes": classes,
-        "statistics": statistics,
+        "issues": _issues(summary),
+        "statistics": plan.task.statistics(plan.params, stats),
         "worst": len(summary.worst.rows),
         "inputs": manifest["inputs"],
         "output": manifest["output"],
         "regions": len(plan.layout.regions),
         "software": manifest["software"],
+    }
+
+
+def _issues(summary: Summary) -> Json | None:
+    if summary.pairs is None:
+        return None
+    pairs = summary.pairs
+    order = np.lexsort((pairs.suggested, pairs.given, -pairs.count))
+    columns = {"given": pairs.given, "suggested": pairs.suggested, "count": pairs.count}
+    return {
+        "count": int(pairs.count.sum()),
+        "pairs": {name: values[order].tolist() for name, values in columns.items()},
     }
 
 

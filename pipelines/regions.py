@@ -15,7 +15,7 @@ from distributed import Client, Future, KilledWorker, as_completed
 from distributed.scheduler import NoValidWorkerError
 
 from labelqa_dask.core.errors import InvalidInput, LabelQAError, RunFailed
-from labelqa_dask.core.task import Block, Task, get_task
+from labelqa_dask.core.task import Block, Stats, Task, get_task
 from labelqa_dask.storage.record import Version
 from labelqa_dask.storage.sinks import Sink
 from labelqa_dask.storage.sources import Index, Source
@@ -70,7 +70,7 @@ class RegionJob:
             index: Index = tuple(where[dim] for dim in spec.dims)
             arrays[spec.name] = self.sources[spec.name].read(index)
         origin = {dim: s.start for dim, s in where.items() if s.start is not None}
-        return Block(arrays, origin, self.resolution), where
+        return Block(arrays, origin, self.resolution, sizes=self.layout.sizes), where
 
     def blocks(self) -> Iterator[Block]:
         """Every block of the region, in order."""
@@ -78,24 +78,25 @@ class RegionJob:
             for tile in self.layout.tiles():
                 yield self.read(rows, tile)[0]
 
-    def statistics(self, passes: int | None = None) -> Mapping[str, Any]:
+    def statistics(self, passes: int | None = None) -> Stats:
         """Results of the first passes, or of all."""
-        steps = self.task.passes(self.params)[:passes]
-        return {
-            step.name: _statistic(self.task_name, self.params, number, self.version, self.manifest)
-            for number, step in enumerate(steps)
-        }
+        return statistics(self.task_name, self.params, self.layout.regions.rows, self.version, self.manifest, passes)
 
 
 @lru_cache(maxsize=32)
-def _statistic(task_name: str, params: Any, number: int, version: Version, manifest: str) -> Any:
-    step = get_task(task_name).passes(params)[number]
-    state = version.read_state(step.name, step.state, manifest)
-    if state is None:
-        raise RunFailed(
-            f"the statistics of the pass {step.name!r} cannot be read", str(version.run), "Run the same command again."
-        )
-    return state.result()
+def statistics(task_name: str, params: Any, n: int, version: Version, manifest: str, passes: int | None) -> Stats:
+    """Results of the first passes of a run over n examples, or of all; None for those that were not needed."""
+    stats: dict[str, Any] = {}
+    for step in get_task(task_name).passes(params)[:passes]:
+        if step.needed(params, stats, n) is None:
+            stats[step.name] = None
+            continue
+        state = version.read_state(step.name, step.state, manifest)
+        if state is None:
+            what = f"the statistics of the pass {step.name!r} cannot be read"
+            raise RunFailed(what, str(version.run), "Run the same command again.")
+        stats[step.name] = state.result()
+    return stats
 
 
 def make_job(plan: Plan, version: Version, manifest: str, region: Region) -> RegionJob:

@@ -11,11 +11,11 @@ import numpy as np
 from distributed import Client
 
 from labelqa_dask.core.blocks import finished
-from labelqa_dask.core.class_scores import ClassScores
+from labelqa_dask.core.class_scores import ClassPairs, ClassScores
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.order import KWorst
 from labelqa_dask.core.summary import Summary
-from labelqa_dask.core.task import State
+from labelqa_dask.core.task import State, merge_states
 from labelqa_dask.storage.record import Receipt, Version
 from labelqa_dask.storage.sinks import checksum
 from labelqa_dask.storage.sources import as_ids
@@ -66,16 +66,17 @@ def _score_rows(job: RegionJob, rows: slice, stats: Any, ids: Array | None) -> t
     Returns the summary, the scores per example, and the digest of what has been written already.
     """
     tiles = list(job.layout.tiles())
-    total = _score_tile(job, rows, tiles[0], stats)
+    total = _score_tile(job, rows, tiles[0], stats, only_tile=len(tiles) == 1)
     for tile in tiles[1:]:
-        total = total.merge(_score_tile(job, rows, tile, stats))
+        total = total.merge(_score_tile(job, rows, tile, stats, only_tile=False))
     ranked = finished(total.per_example)
     scores = ranked[job.task.ranked_by]
-    columns = total.described if len(tiles) == 1 else {}
-    if ids is not None:
-        worst = KWorst.candidates(scores, job.worst)
-        columns = {"id": ids[rows.start - job.region.start + worst], **columns}
-    return Summary.of(scores, rows.start, total.classes, job.worst, columns), ranked, total.written
+    worst = KWorst.candidates(scores, job.worst)
+    described = total.described.result() if isinstance(total.described, State) else total.described
+    columns = {"id": ids[rows.start - job.region.start + worst]} if ids is not None else {}
+    columns |= {name: values[worst] if len(tiles) > 1 else values for name, values in described.items()}
+    summary = Summary.of(scores, rows.start, total.classes, total.pairs, job.worst, columns)
+    return summary, ranked, total.written
 
 
 @dataclass(frozen=True)
@@ -84,28 +85,34 @@ class _Tile:
 
     per_example: dict[str, Any]
     classes: ClassScores | None
+    pairs: ClassPairs | None
     written: str
-    described: dict[str, Array]
+    described: Any
 
     def merge(self, other: _Tile) -> _Tile:
         merged = {name: state.merge(other.per_example[name]) for name, state in self.per_example.items()}
-        classes = self.classes.merge(other.classes) if self.classes and other.classes else None
-        return _Tile(merged, classes, self.written + other.written, {})
+        classes, pairs = merge_states(self.classes, other.classes), merge_states(self.pairs, other.pairs)
+        return _Tile(merged, classes, pairs, self.written + other.written, self.described.merge(other.described))
 
 
-def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: Any) -> _Tile:
-    """Score one block; what has a value per pixel is written at once. The block is freed before the next is read."""
+def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: Any, *, only_tile: bool) -> _Tile:
+    """Score one block; what has a value per pixel is written at once. The block is freed before the next is read.
+
+    Described are the worst examples, or, where the scores of other tiles have a say in which these are, all of them.
+    """
     task = job.task
     block, where = job.read(rows, tile)
     scores = task.score(block, job.params, stats)
     per_example = {}
     written = ""
-    for spec in task.outputs:
+    for spec in task.written(job.params):
         values = scores[spec.name]
         if isinstance(values, State) or spec.dims == ("example",):
             per_example[spec.name] = values
         else:
             job.sink.write_block(spec.name, tuple(where[dim] for dim in spec.dims), values)
             written += checksum({spec.name: values})
-    worst = KWorst.candidates(finished(per_example)[task.ranked_by], job.worst)
-    return _Tile(per_example, task.class_scores(block, scores), written, task.describe(block, worst))
+    ranked = finished(per_example)[task.ranked_by]
+    examples = KWorst.candidates(ranked, job.worst) if only_tile else np.arange(len(ranked))
+    classes, pairs = task.class_scores(block, scores), task.class_pairs(scores)
+    return _Tile(per_example, classes, pairs, written, task.describe(block, scores, examples))

@@ -67,7 +67,7 @@ def _preview(job: RegionJob) -> ExampleImages | None:
     small = ExampleImages(np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, np.nan))
     for tile in job.layout.tiles():
         block, _ = job.read(slice(job.region.start, job.region.stop), tile)
-        images = job.task.preview(block)
+        images = job.task.preview(block, job.params)
         if images is None:
             return None
         _paste(small, images, tile["y"], tile["x"], step)

@@ -1,4 +1,4 @@
-"""Count and mean score of the labels of each class."""
+"""Count and mean score of the labels of each class, and how often one class stands where another is suggested."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ClassScores:
 
     @classmethod
     def of(cls, labels: Array, scores: Array, k: int) -> Self:
-        """State of labels in 0..k-1 and their scores, of any one shape; scores that are NaN are left out."""
+        """State of labels in 0..k-1 and their scores, of any one shape; where a score is NaN the label is left out."""
         state = cls.empty(k)
         _add(as_labels(labels).ravel(), as_predictions(scores).ravel(), state.count, state.total)
         return state
@@ -37,17 +37,54 @@ class ClassScores:
         return np.divide(self.total, self.count, out=np.full(len(self.count), np.nan), where=self.count > 0)
 
 
+@dataclass(frozen=True)
+class ClassPairs:
+    """How often a class is given where another is suggested: a mergeable state over the pairs that occur, in order.
+
+    Attributes
+    ----------
+    given, suggested, count : (m,) int64
+    """
+
+    given: NDArray[np.int64]
+    suggested: NDArray[np.int64]
+    count: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, given: Array, suggested: Array) -> Self:
+        """State of (m,) pairs of classes."""
+        return cls._added(given.astype(np.int64), suggested.astype(np.int64), np.ones(len(given), np.int64))
+
+    def merge(self, other: Self) -> Self:
+        return self._added(
+            np.concatenate([self.given, other.given]),
+            np.concatenate([self.suggested, other.suggested]),
+            np.concatenate([self.count, other.count]),
+        )
+
+    def result(self) -> Self:
+        return self
+
+    @classmethod
+    def _added(cls, given: NDArray[np.int64], suggested: NDArray[np.int64], count: NDArray[np.int64]) -> Self:
+        pairs, index = np.unique(given << 32 | suggested, return_inverse=True)
+        total = np.zeros(len(pairs), np.int64)
+        np.add.at(total, index, count)
+        return cls(pairs >> 32, pairs & 0xFFFFFFFF, total)
+
+
 @kernel
 def _add(labels: Any, scores: Any, count: Any, total: Any) -> None:
     """Sums of runs of one label stay in registers: neighbouring pixels mostly share theirs."""
     label, run, run_total = 0, 0, 0.0
     for i in range(len(labels)):
+        if scores[i] != scores[i]:
+            continue
         if labels[i] != label:
             count[label] += run
             total[label] += run_total
             label, run, run_total = labels[i], 0, 0.0
-        if scores[i] == scores[i]:
-            run += 1
-            run_total += scores[i]
+        run += 1
+        run_total += scores[i]
     count[label] += run
     total[label] += run_total

@@ -19,17 +19,21 @@ from dask.delayed import Delayed, delayed
 from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.layout import ArrayInfo, common_sizes
-from labelqa_dask.core.task import Block, Pass, State, Task
+from labelqa_dask.core.task import Block, Pass, State, Task, merge_states
 
 _SPLIT_EVERY = 16
 
 
-def align(task: Task[Any], arrays: Mapping[str, da.Array]) -> dict[str, da.Array]:
-    """Rechunk so that blocks of all inputs cover the same elements and hold every class."""
+def align(task: Task[Any], arrays: Mapping[str, da.Array], multiples: Mapping[str, int]) -> dict[str, da.Array]:
+    """Rechunk so that blocks of all inputs cover the same elements, and hold every class and whole cells."""
     leader = task.inputs[-1]
     whole = arrays[leader.name]
     if "class" in leader.dims:
         whole = whole.rechunk({leader.dims.index("class"): -1})
+    for dim, multiple in multiples.items():
+        axis = leader.dims.index(dim)
+        if any(size % multiple for size in whole.chunks[axis]):
+            whole = whole.rechunk({axis: -(-max(whole.chunks[axis]) // multiple) * multiple})
     chunks = dict(zip(leader.dims, whole.chunks, strict=True))
     aligned = {}
     for spec in task.inputs:
@@ -57,8 +61,13 @@ def reduce_states(
     stats: Delayed | Mapping[str, Any],
     resolution: float = 0.0,
 ) -> Delayed:
-    """Lazy state of one pass over aligned arrays: a state per block, merged as a tree."""
-    boxes = _map(task, step.of, arrays, params, stats, resolution)
+    """Lazy state of one pass over aligned arrays: a state per block, merged as a tree; None where it is not needed."""
+    leader = arrays[task.inputs[-1].name]
+    if step.examples and math.isnan(leader.shape[0]):
+        raise InvalidInput(
+            "the number of examples must be known for this", task.inputs[-1].name, "Call compute_chunk_sizes() first."
+        )
+    boxes = _map(task, step.reduce, arrays, params, stats, resolution)
     merged = _merge(boxes, tuple(range(boxes.ndim)))
     return delayed(_unbox)(merged.to_delayed().item())
 
@@ -75,7 +84,7 @@ def map_scores(
     predictions = arrays[task.input("probabilities").name].dtype
     boxes = _map(task, task.score, arrays, params, stats, resolution)
     outputs = {}
-    for spec in task.outputs:
+    for spec in task.written(params):
         parts = boxes
         dropped = [i for i, dim in enumerate(task.dims) if dim not in spec.dims]
         merged_over = tuple(i for i in dropped if boxes.numblocks[i] > 1)
@@ -131,6 +140,8 @@ def _map(
         for name, axes in zip(names, missing, strict=True)
     ]
     leader = len(names) - 1
+    extents = dict(zip(task.dims, arrays[names[leader]].shape, strict=True))
+    sizes = {dim: int(size) for dim, size in extents.items() if not math.isnan(size)}
 
     def run(*blocks: Array, stats: Mapping[str, Any], block_info: Any = None) -> Array:
         parts = {name: block.squeeze(axes) for name, block, axes in zip(names, blocks, missing, strict=True)}
@@ -141,7 +152,7 @@ def _map(
         common_sizes(
             task, {name: ArrayInfo(part.shape, part.dtype, f"{name}, chunk {chunk}") for name, part in parts.items()}
         )
-        return _box(function(Block(parts, origin, resolution, unknown), params, stats), len(task.dims))
+        return _box(function(Block(parts, origin, resolution, unknown, sizes), params, stats), len(task.dims))
 
     return da.map_blocks(
         run,
@@ -188,7 +199,7 @@ def _as_it_is(box: Array, axis: Any, keepdims: bool) -> Array:
 
 def _merge_boxes(boxes: Any, axis: Any, keepdims: bool) -> Array:
     flat = list(_flatten(boxes))
-    return _box(reduce(lambda left, right: left.merge(right), map(_unbox, flat)), flat[0].ndim)
+    return _box(reduce(merge_states, map(_unbox, flat)), flat[0].ndim)
 
 
 def _flatten(boxes: Any) -> Iterator[Array]:
@@ -209,8 +220,8 @@ def _open(box: Array, name: str) -> Array:
     return scores.result() if isinstance(scores, State) else scores
 
 
-def _results(states: Mapping[str, State]) -> dict[str, Any]:
-    return {name: state.result() for name, state in states.items()}
+def _results(states: Mapping[str, State | None]) -> dict[str, Any]:
+    return {name: None if state is None else state.result() for name, state in states.items()}
 
 
 def _merge_states(states: list[State]) -> State:

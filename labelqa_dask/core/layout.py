@@ -75,6 +75,17 @@ def common_sizes(task: Task[Any], infos: Mapping[str, ArrayInfo]) -> dict[str, i
     return sizes
 
 
+def check_multiples(multiples: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+    """Check that sizes are multiples of what a task asks for."""
+    for dim, multiple in multiples.items():
+        if sizes.get(dim, 0) % multiple:
+            raise InvalidInput(
+                f"{sizes[dim]:,} along {dim!r} is not divisible by {multiple}",
+                "downsample",
+                "Choose a factor that divides height and width, or 1.",
+            )
+
+
 def _check_type(spec: ArraySpec, info: ArrayInfo) -> None:
     kind = info.dtype.kind
     if spec.kind == "labels" and kind not in "iu":

@@ -11,7 +11,7 @@ import xarray as xr
 
 from labelqa_dask.core import blocks, graph
 from labelqa_dask.core.errors import InvalidInput
-from labelqa_dask.core.layout import ArrayInfo, check_layout
+from labelqa_dask.core.layout import ArrayInfo, check_layout, check_multiples
 from labelqa_dask.core.task import ArraySpec, Task
 
 
@@ -37,25 +37,24 @@ def run(
     labelled = {spec.name: arrays[spec.name] for spec in task.inputs if isinstance(arrays[spec.name], xr.DataArray)}
     names = _dim_names(task, labelled)
     _check_coordinates(labelled)
-    plain = {
-        spec.name: _plain(arrays[spec.name], tuple(names[dim] for dim in spec.dims if dim in names))
+    given = {
+        spec.name: plain(arrays[spec.name], tuple(names[dim] for dim in spec.dims if dim in names))
         for spec in task.inputs
     }
-    check_layout(task, {name: ArrayInfo(array.shape, array.dtype, name) for name, array in plain.items()})
+    sizes = check_layout(task, {name: ArrayInfo(array.shape, array.dtype, name) for name, array in given.items()})
+    check_multiples(task.multiples(params), sizes)
     resolution = max((_resolution(array) for array in labelled.values()), default=0.0)
-    if any(isinstance(array, da.Array) for array in plain.values()):
-        outputs: Mapping[str, Any] = _run_lazily(task, plain, params, resolution)
+    if any(isinstance(array, da.Array) for array in given.values()):
+        outputs: Mapping[str, Any] = _run_lazily(task, given, params, resolution)
     else:
-        stats: dict[str, Any] = {}
-        for step in task.passes(params):
-            stats[step.name] = blocks.reduce_arrays(step, plain, params, stats, resolution).result()
-        outputs = blocks.score_arrays(task, plain, params, stats, resolution, rows, threads)
-    return {spec.name: _relabel(spec, outputs[spec.name], names, labelled) for spec in task.outputs}
+        whole = blocks.Whole(given, sizes, resolution, rows, threads)
+        outputs = blocks.score_arrays(task, whole, params, blocks.reduce_arrays(task, whole, params))
+    return {spec.name: _relabel(spec, outputs[spec.name], names, labelled) for spec in task.written(params)}
 
 
 def call(function: Callable[..., Any], values: Any, *args: Any, dtype: Any) -> Any:
     """A function of a whole array that makes a vector: lazy where the array is."""
-    array = _plain(values)
+    array = plain(values)
     return (
         graph.call_lazily(function, array, *args, dtype=dtype)
         if isinstance(array, da.Array)
@@ -68,7 +67,7 @@ def _run_lazily(task: Task[Any], arrays: Mapping[str, Any], params: Any, resolut
         name: array if isinstance(array, da.Array) else da.from_array(array, chunks=-1)
         for name, array in arrays.items()
     }
-    aligned = graph.align(task, lazy)
+    aligned = graph.align(task, lazy, task.multiples(params))
     states: dict[str, Any] = {}
     for step in task.passes(params):
         states[step.name] = graph.reduce_states(task, step, aligned, params, graph.results_of(states), resolution)
@@ -103,7 +102,8 @@ def _check_coordinates(labelled: Mapping[str, xr.DataArray]) -> None:
         ) from None
 
 
-def _plain(array: Any, dims: tuple[str, ...] = ()) -> Any:
+def plain(array: Any, dims: tuple[str, ...] = ()) -> Any:
+    """The NumPy or Dask array in what the user gave, its dimensions in a given order."""
     if isinstance(array, xr.DataArray):
         return array.transpose(*dims).data if dims else array.data
     if isinstance(array, da.Array):

@@ -9,22 +9,24 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from labelqa_dask.core.class_scores import ClassScores
+from labelqa_dask.core.class_scores import ClassPairs, ClassScores
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.order import Histogram, KWorst
+from labelqa_dask.core.task import merge_states
 
 HISTOGRAM_BINS = 100
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Number, sum and histogram of the examples' scores, scores per class, and the worst examples."""
+    """Number, sum and histogram of the examples' scores, scores and issues per class, and the worst examples."""
 
     examples: int
     scored: int
     total: float
     histogram: Histogram
     classes: ClassScores | None
+    pairs: ClassPairs | None
     worst: KWorst
 
     @classmethod
@@ -33,8 +35,9 @@ class Summary:
         scores: NDArray[np.floating[Any]],
         first_row: int,
         classes: ClassScores | None,
+        pairs: ClassPairs | None,
         worst: int,
-        columns: Mapping[str, Array] = {},
+        columns: Mapping[str, Array],
     ) -> Self:
         """State of the (n,) scores of consecutive rows; `columns` are already limited to `candidates`."""
         candidates = KWorst.candidates(scores, worst)
@@ -44,6 +47,7 @@ class Summary:
             float(np.nansum(scores, dtype=np.float64)),
             Histogram.of(scores, HISTOGRAM_BINS),
             classes,
+            pairs,
             KWorst(worst, scores[candidates].astype(np.float64), (candidates + first_row).astype(np.int64), columns),
         )
 
@@ -53,11 +57,8 @@ class Summary:
             self.scored + other.scored,
             self.total + other.total,
             self.histogram.merge(other.histogram),
-            other.classes
-            if self.classes is None
-            else self.classes
-            if other.classes is None
-            else self.classes.merge(other.classes),
+            merge_states(self.classes, other.classes),
+            merge_states(self.pairs, other.pairs),
             self.worst.merge(other.worst),
         )
 

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from labelqa_dask.core.class_scores import ClassScores
+from labelqa_dask.core.class_scores import ClassPairs, ClassScores
 from labelqa_dask.core.errors import InvalidConfig, nearest
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.settings import explain
@@ -53,6 +53,9 @@ class State(Protocol):
         ...
 
 
+StateT = TypeVar("StateT", bound=State)
+
+
 @dataclass(frozen=True)
 class ArraySpec:
     """An array that a task reads or writes, by name, named dimensions and the kind of its values.
@@ -62,11 +65,13 @@ class ArraySpec:
 
     name: str
     dims: tuple[str, ...]
-    kind: Literal["labels", "probabilities", "scores", "annotations", "counts"]
+    kind: Literal["labels", "probabilities", "scores", "issues", "annotations", "counts"]
     accumulated: bool = False
 
     def score_dtype(self, predictions: np.dtype[Any]) -> np.dtype[Any]:
-        """Type of an output: what is accumulated over a dimension is float64, other scores follow the predictions."""
+        """Type of this output: what is accumulated over a dimension is float64, other scores follow the predictions."""
+        if self.kind == "issues":
+            return np.dtype(np.bool_)
         if self.kind in ("labels", "counts"):
             return np.dtype(np.int64)
         return np.dtype(np.float64 if self.accumulated or predictions.itemsize >= 8 else np.float32)
@@ -86,12 +91,15 @@ class Block:
         Number of the block along dimensions where its origin is not known.
     resolution : float
         Step of quantised probabilities (0 where they were stored as floats); widens the check of row sums.
+    sizes : mapping of str to int
+        Extent of the whole data along each dimension where it is known.
     """
 
     arrays: Mapping[str, Array]
     origin: Mapping[str, int] = field(default_factory=dict)
     resolution: float = 0.0
     chunk: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Array:
         return self.arrays[name]
@@ -106,17 +114,49 @@ class Block:
         )
         return ", ".join([name, *places])
 
+    def examples(self, start: int, stop: int) -> Block:
+        """The part of this block that holds the examples from `start` to `stop` of the whole data."""
+        first = self.origin.get("example", 0)
+        start, stop = max(start, first), max(start, stop)
+        arrays = {name: array[start - first : stop - first] for name, array in self.arrays.items()}
+        return replace(self, arrays=arrays, origin={**self.origin, "example": start})
+
 
 @dataclass(frozen=True)
 class Pass(Generic[ParamsT]):
     """One walk over the input that reduces it to a state.
 
-    `of(block, params, stats)` makes the `state` of one block; `stats` holds the results of the passes before.
+    `of(block, params, stats)` makes the `state` of one block; `stats` holds the results of the passes before, None for
+    those that were not needed. `examples(params, stats, n)` tells which of all n examples are to be read: a range, or
+    None where the passes before have settled everything. Without it all are read.
     """
 
     name: str
     state: type[State]
     of: Callable[[Block, ParamsT, Stats], State]
+    examples: Callable[[ParamsT, Stats, int], range | None] | None = None
+
+    def needed(self, params: ParamsT, stats: Stats, n: int) -> range | None:
+        """The examples to read of all n; None where the pass is not needed."""
+        return range(n) if self.examples is None else self.examples(params, stats, n)
+
+    def reduce(self, block: Block, params: ParamsT, stats: Stats) -> State | None:
+        """The state of what is needed of a block; None where that is nothing."""
+        if self.examples is None:
+            return self.of(block, params, stats)
+        n = len(next(iter(block.arrays.values())))
+        start = block.origin.get("example", 0)
+        needed = self.examples(params, stats, block.sizes.get("example", start + n))
+        if needed is None or needed.stop <= start or start + n <= needed.start:
+            return None
+        return self.of(block.examples(needed.start, needed.stop), params, stats)
+
+
+def merge_states(left: StateT | None, right: StateT | None) -> StateT | None:
+    """Both parts together, where there are two."""
+    if left is None or right is None:
+        return right if left is None else left
+    return left.merge(right)
 
 
 @dataclass(frozen=True)
@@ -144,7 +184,7 @@ class Task(ABC, Generic[ParamsT]):
     params_model : the method's parameters, each name and default in this one place.
     inputs : the arrays read. The first one holds the labels; the last one has every dimension. The first dimension
         is always `example`; `class` is never split; further ones are split where an example is too large.
-    outputs : the arrays written with the default parameters, dimensions in input order.
+    outputs : the arrays that are always written, dimensions in input order.
     ranked_by : the output by which examples are ranked, one score per example.
     class_unit : what `class_scores` counts ("examples", "pixels").
     """
@@ -168,10 +208,6 @@ class Task(ABC, Generic[ParamsT]):
         """The input of a kind, such as the one that holds the probabilities."""
         return next(spec for spec in self.inputs if spec.kind == kind)
 
-    def outputs_of(self, params: ParamsT) -> tuple[ArraySpec, ...]:
-        """The arrays written with some parameters."""
-        return self.outputs
-
     def params(self, **settings: Any) -> ParamsT:
         """Validated parameters; unknown or impossible ones are refused by name."""
         try:
@@ -183,23 +219,45 @@ class Task(ABC, Generic[ParamsT]):
         """The global statistics that scoring needs, in order."""
         return ()
 
+    def written(self, params: ParamsT) -> tuple[ArraySpec, ...]:
+        """The arrays written with these parameters."""
+        return self.outputs
+
+    def multiples(self, params: ParamsT) -> Mapping[str, int]:
+        """Dimensions along which data come in cells, and how long these are: sizes and blocks hold whole ones."""
+        return {}
+
     @abstractmethod
-    def score(self, block: Block, params: ParamsT, stats: Stats) -> dict[str, Array | State]:
+    def score(self, block: Block, params: ParamsT, stats: Stats) -> dict[str, Any]:
         """Score one block.
 
-        Returns one entry per output: an array, or, where the output lacks a dimension along which blocks are cut,
-        a state that merges across those blocks and whose result is the array.
+        Returns one entry per array written: an array, or, where the array lacks a dimension along which blocks are
+        cut, a state that merges across those blocks and whose result is the array. Further entries are for
+        `class_scores` and `class_pairs`.
         """
+
+    def statistics(self, params: ParamsT, stats: Stats) -> dict[str, Any]:
+        """What readers are told of the global statistics: numbers, and lists of numbers, by name."""
+        return {name: np.asarray(result).tolist() for name, result in stats.items()}
 
     @abstractmethod
     def class_scores(self, block: Block, scores: Mapping[str, Any]) -> ClassScores | None:
         """Counts and scores per class as labelled, from a block and its outputs; None where labels are not classes."""
 
-    def describe(self, block: Block, examples: NDArray[np.intp]) -> dict[str, Array]:
-        """Further columns of the list of the worst, for some examples of a block."""
+    def class_pairs(self, scores: Mapping[str, Any]) -> ClassPairs | None:
+        """Label issues per given and suggested class, from a block's outputs; None where none were looked for."""
+        return None
+
+    def describe(
+        self, block: Block, scores: Mapping[str, Any], examples: NDArray[np.intp]
+    ) -> Mapping[str, Array] | State:
+        """Further columns of the list of the worst, for some examples of a block.
+
+        Where examples are cut into blocks, a state whose result are the columns. In whole numbers, -1 stands for none.
+        """
         return {}
 
-    def preview(self, block: Block) -> ExampleImages | None:
+    def preview(self, block: Block, params: ParamsT) -> ExampleImages | None:
         """Images of a block's only example; None where examples are not images."""
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from labelqa_dask.core import blocks
 from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.layout import ArrayInfo, check_layout
+from labelqa_dask.core.task import merge_states
 from labelqa_dask.multiannotator import forms, kernels, lazy
 from labelqa_dask.multiannotator.forms import LONG_COLUMNS, Crowd
 from labelqa_dask.multiannotator.kernels import Tiebreak
-from labelqa_dask.multiannotator.states import Consensus, Votes
+from labelqa_dask.multiannotator.states import ByClass, Consensus, Votes
 from labelqa_dask.multiannotator.task import (
     TASK,
     ConsensusMethod,
@@ -329,26 +331,29 @@ def read_models(pred_probs: Any, *, ensemble: bool, name: str = "pred_probs") ->
 
 def run(crowd: Crowd, models: Array, params: MultiannotatorParams, *, verbose: bool) -> Found:
     """All passes over a crowd in memory, and the scores of its examples and annotations."""
+    n = len(models)
     arrays: dict[str, Any] = {"annotations": crowd.annotations, "pred_probs": models}
-    rows = max(_FEWEST_ROWS, min(_MOST_ROWS, -(-len(models) // (2 * blocks.available_cpus()))))
+    rows = max(_FEWEST_ROWS, min(_MOST_ROWS, -(-n // (2 * blocks.available_cpus()))))
+    whole = blocks.Whole(arrays, {"example": n}, rows=rows)
     stats: dict[str, Any] = {}
     for step in TASK.passes(params):
         if step.name != "annotators":
-            stats[step.name] = blocks.reduce_arrays(step, arrays, params, stats, rows=rows).result()
+            states = whole.map_blocks(partial(step.reduce, params=params, stats=stats), range(n))
+            merged = reduce(merge_states, states)
+            stats[step.name] = None if merged is None else merged.result()
         if step.name == "votes":
             forms.check_crowd(stats["votes"].given, stats["votes"].sizes, crowd.annotators)
 
-    def score(block: Any) -> tuple[dict[str, Array], Any]:
+    def score(block: Any) -> tuple[dict[str, Array], ByClass | None]:
         scores = TASK.score(block, params, stats)
         return scores, by_class(block, params, stats, scores) if params.return_annotator_stats else None
 
     parts: list[dict[str, Array]] = []
-    annotators = None
-    for scores, state in blocks.map_blocks(score, arrays, rows=rows):
+    annotators: ByClass | None = None
+    for scores, state in whole.map_blocks(score, range(n)):
         parts.append(scores)
-        annotators = state if annotators is None else annotators.merge(state)
-    if params.return_annotator_stats:
-        stats["annotators"] = annotators
+        annotators = merge_states(annotators, state)
+    stats["annotators"] = annotators
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     _warn(crowd, stats, scores, params, verbose=verbose)
     return Found(stats, scores)
@@ -358,7 +363,7 @@ def frames(
     labels: Any, crowd: Crowd, found: Found, params: MultiannotatorParams, columns: Sequence[str] | None
 ) -> dict[str, Any]:
     """Results as the frames that users get."""
-    names = [spec.name for spec in TASK.outputs_of(params)]
+    names = [spec.name for spec in TASK.written(params)]
     result: dict[str, Any] = {
         "label_quality": pd.DataFrame({name: found.scores[name] for name in names}, index=crowd.examples)
     }

@@ -93,7 +93,7 @@ def read_wide(
     examples = pd.RangeIndex(n) if examples is None else examples
     annotators = pd.RangeIndex(m) if annotators is None else annotators
     wide = np.ascontiguousarray(values, np.float32 if values.dtype == np.float32 else np.float64)
-    parts = list(blocks.map_blocks(_compress, {"wide": wide}))
+    parts = list(blocks.Whole({"wide": wide}, {"example": n}).map_blocks(_compress, range(n)))
     for start, bad, *_ in parts:
         if bad >= 0:
             row = wide[start + bad]

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from labelqa_dask.core.confident import FLOOR
 from labelqa_dask.core.kernels import (
     PROBABILITY_TOLERANCE,
     Array,
@@ -26,7 +27,6 @@ from labelqa_dask.core.kernels import (
     kernel,
     log_positive,
 )
-from labelqa_dask.multiclass import FLOOR
 
 SMALLEST = 1e-30
 _LOG_SMALLEST = math.log(SMALLEST)

@@ -84,7 +84,7 @@ def label_quality(
         states[step.name] = delayed(_checked)(state, crowd.annotators) if step.name == "votes" else state
     stats = graph.results_of(states)
     scores = [delayed(_score)(part, params, stats) for part in crowd.parts]
-    specs = TASK.outputs_of(params)
+    specs = TASK.written(params)
     empty = {spec.name: pd.Series(dtype=spec.score_dtype(np.dtype(float))) for spec in specs}
     result: dict[str, Any] = {
         "label_quality": _frame(

@@ -13,12 +13,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from labelqa_dask.core.confident import FLOOR, MISSING_CLASS_THRESHOLD
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.order import Histogram
 from labelqa_dask.core.ragged import Annotations, group_order
 from labelqa_dask.multiannotator import kernels
 from labelqa_dask.multiannotator.kernels import Model, Tiebreak, Weights
-from labelqa_dask.multiclass import FLOOR, MISSING_CLASS_THRESHOLD
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from labelqa_dask.core.class_scores import ClassScores
+from labelqa_dask.core.confident import MISSING_CLASS_THRESHOLD
 from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.kernels import PROBABILITY_TOLERANCE, Array, as_predictions
 from labelqa_dask.core.ragged import Annotations
@@ -27,12 +28,27 @@ from labelqa_dask.multiannotator.states import (
     fine_temperatures,
     no_weights,
 )
-from labelqa_dask.multiclass import MISSING_CLASS_THRESHOLD, MulticlassParams, invalid_probabilities, sum_tolerance
+from labelqa_dask.multiclass.kernels import METHODS
+from labelqa_dask.multiclass.task import Method, invalid_probabilities, sum_tolerance
 
 ConsensusMethod = Literal["best_quality", "majority_vote"]
 QualityMethod = Literal["crowdlab", "agreement"]
-_METHODS = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
-_PLAIN = MulticlassParams()
+
+
+class ScoreParams(Params):
+    """How a label is scored under a posterior, as in multiclass."""
+
+    method: Method = "self_confidence"
+    adjust_pred_probs: bool = False
+
+    @model_validator(mode="after")
+    def _entropy_is_not_adjusted(self) -> Self:
+        if self.adjust_pred_probs and self.method == "confidence_weighted_entropy":
+            raise ValueError("adjust_pred_probs is not supported for confidence_weighted_entropy")
+        return self
+
+
+_PLAIN = ScoreParams()
 
 
 class MultiannotatorParams(Params):
@@ -47,7 +63,7 @@ class MultiannotatorParams(Params):
     """Score each given label."""
     return_annotator_stats: bool = True
     """Score each annotator."""
-    label_quality_score_kwargs: MulticlassParams = _PLAIN
+    label_quality_score_kwargs: ScoreParams = _PLAIN
     """How a label is scored under the posterior: method and adjust_pred_probs, as of multiclass."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Of the draws that settle votes which nothing else does."""
@@ -95,7 +111,7 @@ class Multiannotator(Task[MultiannotatorParams]):
     outputs: ClassVar = (*_EXAMPLE_OUTPUTS, _SIZE)
     ranked_by = "consensus_quality_score"
 
-    def outputs_of(self, params: MultiannotatorParams) -> tuple[ArraySpec, ...]:
+    def written(self, params: MultiannotatorParams) -> tuple[ArraySpec, ...]:
         further = [
             ArraySpec(f"{spec.name}_{method}", spec.dims, spec.kind, spec.accumulated)
             for method in params.consensus_method[1:]
@@ -120,7 +136,7 @@ class Multiannotator(Task[MultiannotatorParams]):
         return tuple(steps)
 
     def score(self, block: Block, params: MultiannotatorParams, stats: Stats) -> dict[str, Any]:
-        """Score one block; beside the outputs `annotation_quality` (A,), where it is asked for."""
+        """Score one block; beside what is written `annotation_quality` (A,), where it is asked for."""
         scores: dict[str, Any] = {}
         for number, method in enumerate(params.consensus_method):
             suffix = f"_{method}" if number else ""
@@ -140,8 +156,11 @@ class Multiannotator(Task[MultiannotatorParams]):
         k = block["pred_probs"].shape[-1]
         return ClassScores.of(scores["consensus_label"], scores["consensus_quality_score"], k)
 
-    def describe(self, block: Block, examples: NDArray[np.intp]) -> dict[str, Array]:
-        return {"predicted_label": block["pred_probs"][examples].argmax(axis=1).astype(np.int64)}
+    def describe(self, block: Block, scores: Mapping[str, Any], examples: NDArray[np.intp]) -> dict[str, Array]:
+        columns = {
+            name: scores[name][examples] for name in ("consensus_label", "annotator_agreement", "num_annotations")
+        }
+        return {**columns, "predicted_label": block["pred_probs"][examples].argmax(axis=1).astype(np.int64)}
 
 
 TASK = Multiannotator()
@@ -308,9 +327,9 @@ def _by_class(block: Block, params: MultiannotatorParams, stats: Stats) -> ByCla
 
 
 def _scoring(
-    params: MultiannotatorParams, stats: Stats, method: ConsensusMethod, kind: MulticlassParams, m: int, k: int
+    params: MultiannotatorParams, stats: Stats, method: ConsensusMethod, kind: ScoreParams, m: int, k: int
 ) -> Scoring:
-    number = _METHODS.index(kind.method)
+    number = METHODS.index(kind.method)
     if not kind.adjust_pred_probs:
         nothing = np.zeros(0, np.int64)
         return Scoring(number, False, np.zeros(k), nothing, nothing, np.zeros(0), MISSING_CLASS_THRESHOLD)
@@ -324,7 +343,7 @@ def _score(
     params: MultiannotatorParams,
     stats: Stats,
     method: ConsensusMethod,
-    kind: MulticlassParams,
+    kind: ScoreParams,
     *,
     detailed: bool,
 ) -> tuple[Array, Array, Array, Array]:

@@ -41,17 +41,24 @@ class Run:
     @cached_property
     def scores(self) -> xr.Dataset | dd.DataFrame:
         """The scores of every example, lazy: a Dataset over Dask arrays, or a Dask DataFrame."""
-        location = self.version.location
         if self.summary["output"]["format"] == "zarr":
-            store = ZarrObjectStore((location / "scores.zarr").store, read_only=True)
-            return xr.open_zarr(store, consolidated=True)
-        scores = location / "scores"
+            return self._open_zarr("scores.zarr")
+        scores = self.version.location / "scores"
         parts = sorted(entry.path for entry in scores.entries())
 
         def read(path: str) -> pd.DataFrame:
             return pq.read_table(io.BytesIO(scores.read(path))).to_pandas()
 
         return dd.from_map(read, parts)
+
+    @cached_property
+    def issues(self) -> xr.Dataset:
+        """Which labels are issues, lazy, where an audit with Zarr output has looked for them (`is_issue`)."""
+        return self._open_zarr("issues.zarr")
+
+    def _open_zarr(self, name: str) -> xr.Dataset:
+        store = ZarrObjectStore((self.version.location / name).store, read_only=True)
+        return xr.open_zarr(store, consolidated=True)
 
     @property
     def report(self) -> Location:

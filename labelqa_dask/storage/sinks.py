@@ -26,13 +26,14 @@ from labelqa_dask.storage.location import Location
 
 @dataclass(frozen=True)
 class OutputArray:
-    """An array to be written: its name, dimensions, shape, type and the chunks it is written in."""
+    """An array to be written: its name, dimensions, shape, type, the chunks and the Zarr group it is written in."""
 
     name: str
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunks: tuple[int, ...]
+    group: str = "scores"
 
 
 class Sink(Protocol):
@@ -45,9 +46,13 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class ZarrSink:
-    """A Zarr group (format 3) that opens in plain xarray: one array per output, named dimensions."""
+    """Zarr groups (format 3) that open in plain xarray: one array per output, named dimensions.
+
+    `groups` tells of each output in which group it is: `scores.zarr`, `issues.zarr`.
+    """
 
     location: Location
+    groups: Mapping[str, str]
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
@@ -55,9 +60,14 @@ class ZarrSink:
         return {}
 
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
-        self.location.create()
-        with self.location.errors_of(""):
-            store = ZarrObjectStore(self.location.store)
+        for name in sorted(set(self.groups.values())):
+            self._create_group(name, [output for output in outputs if output.group == name], attributes)
+
+    def _create_group(self, name: str, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
+        location = self.location / f"{name}.zarr"
+        location.create()
+        with location.errors_of(""):
+            store = ZarrObjectStore(location.store)
             group = zarr.open_group(store, mode="a", zarr_format=3, attributes=dict(attributes))
             for output in outputs:
                 if output.name in group:
@@ -76,10 +86,10 @@ class ZarrSink:
                 zarr.consolidate_metadata(store)
 
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
-        with self.location.errors_of(name):
+        location = self.location / f"{self.groups[name]}.zarr"
+        with location.errors_of(name):
             if name not in self._arrays:
-                store = ZarrObjectStore(self.location.store)
-                self._arrays[name] = zarr.open_array(store, path=name, mode="r+")
+                self._arrays[name] = zarr.open_array(ZarrObjectStore(location.store), path=name, mode="r+")
             self._arrays[name][index] = values
 
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labelqa_dask import multiclass, segmentation
-from labelqa_dask.core import public
+from labelqa_dask.core import blocks, public
 from tests.strategies import chunkings, multiclass_data, seeded, segmentation_data
 
 LABELS, PRED_PROBS = multiclass_data(30, 4)
@@ -78,10 +78,10 @@ def test_segmentation_batches_and_jobs_do_not_matter(batch_size: int, n_jobs: in
 
 def test_thresholds_of_many_blocks_are_those_of_the_whole() -> None:
     labels, pred_probs = multiclass_data(400_000, 5)
-    step = multiclass.TASK.passes(multiclass.TASK.params(adjust_pred_probs=True))[0]
-    state = public.blocks.reduce_arrays(step, {"labels": labels, "pred_probs": pred_probs}, None, {})
+    whole = blocks.Whole({"labels": labels, "pred_probs": pred_probs}, {"example": 400_000, "class": 5})
+    stats = blocks.reduce_arrays(multiclass.TASK, whole, multiclass.TASK.params(adjust_pred_probs=True))
     means = [pred_probs[labels == j, j].mean() for j in range(5)]
-    np.testing.assert_allclose(state.result(), means, rtol=1e-12)
+    np.testing.assert_allclose(stats["confident_thresholds"], means, rtol=1e-12)
 
 
 @pytest.mark.parametrize("lazy_labels", [True, False])

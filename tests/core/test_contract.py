@@ -18,7 +18,7 @@ from dask.array.utils import assert_eq
 from labelqa_dask.core import blocks, public
 from labelqa_dask.core.class_scores import ClassScores
 from labelqa_dask.core.errors import InvalidConfig
-from labelqa_dask.core.task import Block, State, get_task, task_names
+from labelqa_dask.core.task import Block, State, get_task, merge_states, task_names
 from tests.strategies import annotations, probabilities
 
 SIZES = {"example": 12, "class": 3, "y": 4, "x": 5}
@@ -74,27 +74,36 @@ def chunked(task: Any, arrays: dict[str, Any], size: int) -> dict[str, Any]:
     return {name: da.from_array(array, chunks=size) for name, array in arrays.items()}
 
 
+def sizes_of(task: Any, arrays: dict[str, Any]) -> dict[str, int]:
+    return dict(zip(task.dims, arrays[task.inputs[-1].name].shape, strict=True))
+
+
+def needed_passes(task: Any, params: Any, stats: dict[str, Any]) -> list[Any]:
+    return [step for step in task.passes(params) if stats[step.name] is not None]
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Results are numbers, arrays, or dataclasses of them."""
+    if is_dataclass(expected):
+        for field in fields(expected):
+            assert_same(getattr(found, field.name), getattr(expected, field.name))
+    else:
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def stats_of(task: Any, params: Any, arrays: dict[str, Any]) -> dict[str, Any]:
-    stats: dict[str, Any] = {}
-    for step in task.passes(params):
-        stats[step.name] = step.of(Block(arrays), params, stats).result()
-    return stats
+    return blocks.reduce_arrays(task, blocks.Whole(arrays, sizes_of(task, arrays)), params)
 
 
 def parts(task: Any, arrays: dict[str, Any], cuts: list[int]) -> list[Block]:
     return [
-        Block({name: array[start:stop] for name, array in arrays.items()}, {"example": start})
+        Block(
+            {name: array[start:stop] for name, array in arrays.items()},
+            {"example": start},
+            sizes=sizes_of(task, arrays),
+        )
         for start, stop in pairwise(cuts)
     ]
-
-
-def assert_same_result(ours: Any, theirs: Any, rtol: float = 1e-12) -> None:
-    """Results are arrays, or dataclasses of arrays."""
-    if not is_dataclass(ours):
-        np.testing.assert_allclose(ours, theirs, rtol=rtol)
-        return
-    for field in fields(ours):
-        np.testing.assert_allclose(getattr(ours, field.name), getattr(theirs, field.name), rtol=rtol)
 
 
 def test_there_are_methods_to_test() -> None:
@@ -107,9 +116,9 @@ def test_a_method_declares_what_the_engines_rely_on(task: Any, params: Any) -> N
     assert get_task(task.name) is task
     assert task.inputs[0].kind in ("labels", "annotations")
     assert set().union(*(spec.dims for spec in task.inputs)) == set(task.dims)
-    ranked = next(spec for spec in task.outputs if spec.name == task.ranked_by)
+    ranked = next(spec for spec in task.written(params) if spec.name == task.ranked_by)
     assert ranked.dims == ("example",)
-    for spec in (*task.inputs, *task.outputs_of(params)):
+    for spec in (*task.inputs, *task.written(params)):
         assert spec.dims[0] == "example"
         assert list(spec.dims) == [dim for dim in task.dims if dim in spec.dims]
 
@@ -118,8 +127,8 @@ def test_a_method_declares_what_the_engines_rely_on(task: Any, params: Any) -> N
 @each_method_of_arrays
 def test_outputs_are_as_declared(task: Any, params: Any, dtype: str) -> None:
     outputs = public.run(task, inputs(task, dtype), params)
-    assert list(outputs) == [spec.name for spec in task.outputs]
-    for spec in task.outputs:
+    assert list(outputs) == [spec.name for spec in task.written(params)]
+    for spec in task.written(params):
         scores = outputs[spec.name]
         assert scores.shape == tuple(SIZES[dim] for dim in spec.dims)
         assert scores.dtype == spec.score_dtype(np.dtype(dtype))
@@ -132,7 +141,7 @@ def test_outputs_are_as_declared(task: Any, params: Any, dtype: str) -> None:
 def test_lazy_outputs_promise_what_they_become(task: Any, params: Any, dtype: str) -> None:
     arrays = inputs(task, dtype)
     lazy, eager = public.run(task, chunked(task, arrays, 2), params), public.run(task, arrays, params)
-    for spec in task.outputs:
+    for spec in task.written(params):
         assert lazy[spec.name].dtype == spec.score_dtype(np.dtype(dtype))
         assert lazy[spec.name].chunks[0] == (2,) * 6
         assert_eq(lazy[spec.name], eager[spec.name], scheduler="sync", rtol=1e-12 if dtype == "float64" else 1e-6)
@@ -145,7 +154,7 @@ def test_chunking_does_not_change_the_scores(task: Any, params: Any, size: int) 
     eager = public.run(task, arrays, params)
     (lazy,) = dask.compute(public.run(task, chunked(task, arrays, size), params), scheduler="sync")
     by_rows = public.run(task, arrays, params, rows=size, threads=2)
-    for spec in task.outputs:
+    for spec in task.written(params):
         np.testing.assert_allclose(lazy[spec.name], eager[spec.name], rtol=1e-12)
         np.testing.assert_array_equal(by_rows[spec.name], eager[spec.name])
 
@@ -154,15 +163,13 @@ def test_chunking_does_not_change_the_scores(task: Any, params: Any, size: int) 
 def test_the_states_of_passes_merge(task: Any, params: Any) -> None:
     arrays = inputs(task)
     stats = stats_of(task, params, arrays)
-    for step in task.passes(params):
-        whole = step.of(Block(arrays), params, stats)
-        merged = reduce(
-            lambda left, right: left.merge(right),
-            [step.of(block, params, stats) for block in parts(task, arrays, [0, 1, 5, 12])],
-        )
+    for step in needed_passes(task, params, stats):
+        (everything,) = parts(task, arrays, [0, 12])
+        whole = step.reduce(everything, params, stats)
+        states = [step.reduce(block, params, stats) for block in parts(task, arrays, [0, 1, 5, 12])]
         assert isinstance(whole, step.state)
         assert isinstance(whole, State)
-        assert_same_result(merged.result(), whole.result())
+        assert_same(reduce(merge_states, states).result(), whole.result())
 
 
 @each_method
@@ -170,12 +177,12 @@ def test_blocks_of_no_example_are_blocks_like_any_other(task: Any, params: Any) 
     arrays = inputs(task)
     stats = stats_of(task, params, arrays)
     nothing, everything = parts(task, arrays, [0, 0, 12])
-    for step in task.passes(params):
-        whole = step.of(everything, params, stats)
+    for step in needed_passes(task, params, stats):
+        whole = step.reduce(everything, params, stats)
         for state in (step.of(nothing, params, stats).merge(whole), whole.merge(step.of(nothing, params, stats))):
-            assert_same_result(state.result(), whole.result(), rtol=0)
+            assert_same(state.result(), whole.result())
     scores = blocks.finished(task.score(nothing, params, stats))
-    for spec in task.outputs_of(params):
+    for spec in task.written(params):
         assert scores[spec.name].shape == (0, *(SIZES[dim] for dim in spec.dims[1:]))
         assert scores[spec.name].dtype == spec.score_dtype(np.dtype("float64"))
 
@@ -184,29 +191,31 @@ def test_blocks_of_no_example_are_blocks_like_any_other(task: Any, params: Any) 
 def test_states_survive_storage_without_pickle(task: Any, params: Any) -> None:
     arrays = inputs(task)
     stats = stats_of(task, params, arrays)
-    states = [step.of(Block(arrays), params, stats) for step in task.passes(params)]
-    states += [value for value in task.score(Block(arrays), params, stats).values() if isinstance(value, State)]
+    (block,) = parts(task, arrays, [0, 12])
+    states = [step.reduce(block, params, stats) for step in needed_passes(task, params, stats)]
+    states += [value for value in task.score(block, params, stats).values() if isinstance(value, State)]
     for state in states:
         buffer = io.BytesIO()
         np.savez(buffer, **{field.name: getattr(state, field.name) for field in fields(state)})
         buffer.seek(0)
         with np.load(buffer, allow_pickle=False) as stored:
             again = type(state)(**{name: stored[name] for name in stored.files})
-        assert_same_result(again.merge(state).result(), state.merge(state).result(), rtol=0)
+        assert_same(again.merge(state).result(), state.merge(state).result())
 
 
 @each_method
 def test_what_a_block_tells_of_its_examples_is_of_that_length(task: Any, params: Any) -> None:
     arrays = inputs(task)
-    block = Block(arrays)
+    (block,) = parts(task, arrays, [0, 12])
     scores = blocks.finished(task.score(block, params, stats_of(task, params, arrays)))
-    for values in task.describe(block, np.array([3, 1])).values():
+    described = task.describe(block, scores, np.array([3, 1]))
+    for values in (described.result() if isinstance(described, State) else described).values():
         assert values.shape == (2,)
     classes = task.class_scores(block, scores)
     if classes is not None:
         assert isinstance(classes, ClassScores)
         assert classes.count.sum() == (np.size(arrays[task.inputs[0].name]) if task.inputs[0].kind == "labels" else 12)
-    preview = task.preview(parts(task, arrays, [4, 5])[0])
+    preview = task.preview(parts(task, arrays, [4, 5])[0], params)
     if preview is not None:
         assert preview.given.shape == preview.predicted.shape == preview.pixel_scores.shape
 
@@ -218,6 +227,6 @@ def test_inputs_are_left_as_they_were(task: Any, params: Any) -> None:
         array.flags.writeable = False
     public.run(task, arrays, params)
     (lazy,) = dask.compute(public.run(task, chunked(task, arrays, 5), params), scheduler="sync")
-    assert list(lazy) == [spec.name for spec in task.outputs]
+    assert list(lazy) == [spec.name for spec in task.written(params)]
     for name, untouched in inputs(task).items():
         np.testing.assert_array_equal(arrays[name], untouched)

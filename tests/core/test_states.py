@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from labelqa_dask import multiclass, segmentation
 from labelqa_dask.core.class_scores import ClassScores
+from labelqa_dask.core.confident import ClassMeans
 from labelqa_dask.core.order import Histogram, KWorst
 from labelqa_dask.core.summary import Summary
 from labelqa_dask.core.task import Block, State
+from labelqa_dask.multiclass.task import class_means as means_of_classes
+from labelqa_dask.segmentation.task import Softmin
 from tests.strategies import multiclass_data, scores, seeded, segmentation_data
 
 K = 3
@@ -25,9 +28,7 @@ StateOf = Callable[[slice], State]
 def class_means(values: Any) -> StateOf:
     labels, pred_probs = multiclass_data(len(values), K)
     params = multiclass.TASK.params()
-    return lambda part: multiclass.class_means(
-        Block({"labels": labels[part], "pred_probs": pred_probs[part]}), params, {}
-    )
+    return lambda part: means_of_classes(Block({"labels": labels[part], "pred_probs": pred_probs[part]}), params, {})
 
 
 def class_scores(values: Any) -> StateOf:
@@ -42,7 +43,7 @@ def softmin(values: Any) -> StateOf:
 
     def of(part: slice) -> State:
         if not len(values[part]):
-            return segmentation.Softmin.empty(2, 0.02)
+            return Softmin.empty(2, 0.02)
         block = Block({"labels": labels[..., part], "pred_probs": pred_probs[..., part]})
         return segmentation.TASK.score(block, params, {})["image_scores"]
 
@@ -67,19 +68,19 @@ def summary(values: Any) -> StateOf:
 
     def of(part: slice) -> State:
         columns = {"row": rows[part][KWorst.candidates(values[part], 5)]}
-        return Summary.of(values[part], part.start or 0, classes(part), 5, columns)
+        return Summary.of(values[part], part.start or 0, classes(part), None, 5, columns)
 
     return of
 
 
 STATES = [class_means, class_scores, softmin, k_worst, histogram, summary]
 EMPTY: dict[Any, State] = {
-    class_means: multiclass.ClassMeans.empty(K),
+    class_means: ClassMeans.empty(K),
     class_scores: ClassScores.empty(K),
-    softmin: segmentation.Softmin.empty(2, 0.02),
+    softmin: Softmin.empty(2, 0.02),
     k_worst: KWorst(5, np.empty(0), np.empty(0, np.int64), {"row": np.empty(0, str)}),
     histogram: Histogram.empty(100),
-    summary: Summary.of(np.empty(0), 0, None, 5, {"row": np.empty(0, np.int64)}),
+    summary: Summary.of(np.empty(0), 0, None, None, 5, {"row": np.empty(0, np.int64)}),
 }
 
 
@@ -122,15 +123,15 @@ def test_merging_with_the_empty_state_changes_nothing(case: Any, values: Any) ->
 
 def test_what_was_never_seen_has_no_mean() -> None:
     assert np.isnan(ClassScores.empty(K).result()).all()
-    assert np.isnan(segmentation.Softmin.empty(2, 0.1).result()).all()
-    assert np.isnan(Summary.of(np.full(3, np.nan), 0, None, 5).mean)
-    np.testing.assert_array_equal(multiclass.ClassMeans.empty(K).result(), np.full(K, 2.0))
+    assert np.isnan(Softmin.empty(2, 0.1).result()).all()
+    assert np.isnan(Summary.of(np.full(3, np.nan), 0, None, None, 5, {}).mean)
+    np.testing.assert_array_equal(ClassMeans.empty(K).result(), np.full(K, 2.0))
 
 
 @seeded
 @given(values=scores())
 def test_a_summary_tells_number_and_mean_of_what_was_scored(values: Any) -> None:
-    state = Summary.of(values, 0, None, 5)
+    state = Summary.of(values, 0, None, None, 5, {})
     scored = values[~np.isnan(values)]
     assert (state.examples, state.scored) == (len(values), len(scored))
     assert state.histogram.counts.sum() == len(scored)

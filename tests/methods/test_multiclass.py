@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from labelqa_dask.core.task import Block
-from labelqa_dask.multiclass import TASK, class_means, get_label_quality_scores
+from labelqa_dask.multiclass import TASK, get_label_quality_scores
+from labelqa_dask.multiclass.task import class_means
 
 LABELS = np.array([0, 0, 1, 1, 2, 2])
 PRED_PROBS = np.array(
@@ -61,6 +62,6 @@ def test_scores_are_as_precise_as_the_predictions(dtype: str, result: str) -> No
 
 
 def test_the_worst_are_listed_with_the_label_that_the_model_suggests() -> None:
-    columns = TASK.describe(Block({"labels": LABELS, "pred_probs": PRED_PROBS}), np.array([3, 1]))
+    columns = TASK.describe(Block({"labels": LABELS, "pred_probs": PRED_PROBS}), {}, np.array([3, 1]))
     assert columns["given_label"].tolist() == [1, 0]
     assert columns["suggested_label"].tolist() == [2, 1]

@@ -95,7 +95,7 @@ def test_scores_must_be_given() -> None:
 def test_a_preview_shows_the_image_as_labelled_predicted_and_scored(dtype: str) -> None:
     labels, pred_probs = segmentation_data(1, 3, 4, 6)
     pred_probs = pred_probs.astype(dtype)
-    preview = TASK.preview(Block({"labels": labels.astype(np.uint8), "pred_probs": pred_probs}))
+    preview = TASK.preview(Block({"labels": labels.astype(np.uint8), "pred_probs": pred_probs}), TASK.params())
     np.testing.assert_array_equal(preview.given, labels[0])
     np.testing.assert_array_equal(preview.predicted, pred_probs[0].argmax(axis=0))
     np.testing.assert_array_equal(preview.pixel_scores, np.take_along_axis(pred_probs[0], labels, axis=0)[0])

@@ -13,10 +13,10 @@ from hypothesis import given
 from numpy.typing import NDArray
 
 from labelqa_dask.core.class_scores import ClassScores
+from labelqa_dask.core.confident import ClassMeans
 from labelqa_dask.core.errors import RunConflict, StorageError
 from labelqa_dask.core.order import Histogram, KWorst
 from labelqa_dask.core.summary import Summary
-from labelqa_dask.multiclass import ClassMeans
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import (
     Receipt,
@@ -50,7 +50,7 @@ def summary_of(values: NDArray[np.float64], ids: NDArray[Any] | None = None, cla
     worst = KWorst.candidates(values, 3)
     columns = {"given_label": np.arange(len(values))[worst]} | ({} if ids is None else {"id": ids[worst]})
     per_class = ClassScores.of(np.arange(len(values)) % 2, values, 2) if classes else None
-    return Summary.of(values, 10**12, per_class, 3, columns)
+    return Summary.of(values, 10**12, per_class, None, 3, columns)
 
 
 def receipt_of(summary: Summary, region: str = "00003") -> Receipt:

@@ -23,7 +23,8 @@ SCORES = np.arange(10) / 10
 def publish(place: Place, name: str, output_format: str) -> Version:
     version = Version(place("out"), name)
     location = version.location
-    sink: Sink = ZarrSink(location / "scores.zarr") if output_format == "zarr" else ParquetSink(location / "scores")
+    zarr = ZarrSink(location, {"label_quality_score": "scores"})
+    sink: Sink = zarr if output_format == "zarr" else ParquetSink(location / "scores")
     sink.create([OutputArray("label_quality_score", ("example",), (10,), np.dtype(float), (4,))], {})
     for number, start in enumerate([0, 4, 8]):
         sink.write_rows(f"{number:05d}", start, {"label_quality_score": SCORES[start : start + 4]})

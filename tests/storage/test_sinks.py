@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,12 +57,17 @@ def contents(location: Location) -> dict[str, bytes]:
     return {entry.path: location.read(entry.path) for entry in location.entries()}
 
 
+def zarr_sink(location: Location) -> ZarrSink:
+    return ZarrSink(location, {output.name: output.group for output in outputs()})
+
+
 def test_zarr_output_opens_in_plain_xarray_with_names_and_identifiers(place: Place) -> None:
-    location = place("scores.zarr")
-    sink = ZarrSink(location)
+    location = place("run")
+    sink = zarr_sink(location)
     sink.create(outputs(), ATTRIBUTES)
     write_regions(sink)
-    store: Any = location.local_path or ZarrObjectStore(location.store, read_only=True)
+    group = location / "scores.zarr"
+    store: Any = group.local_path or ZarrObjectStore(group.store, read_only=True)
     image_scores, pixel_scores = scores()
     with xr.open_zarr(store) as data:
         assert dict(data.sizes) == {"example": N, "y": H, "x": W}
@@ -81,8 +86,8 @@ def test_zarr_output_opens_in_plain_xarray_with_names_and_identifiers(place: Pla
 
 
 def test_zarr_output_is_stored_in_the_chunks_that_were_asked_for(place: Place) -> None:
-    ZarrSink(place("scores.zarr")).create(outputs(), ATTRIBUTES)
-    group = zarr.open_group(ZarrObjectStore(place("scores.zarr").store), mode="r")
+    zarr_sink(place("run")).create(outputs(), ATTRIBUTES)
+    group = zarr.open_group(ZarrObjectStore((place("run") / "scores.zarr").store), mode="r")
     assert group.metadata.zarr_format == 3
     assert {name: array.chunks for name, array in group.arrays()} == {
         "image_scores": (4,),
@@ -92,30 +97,30 @@ def test_zarr_output_is_stored_in_the_chunks_that_were_asked_for(place: Place) -
 
 
 def test_what_was_not_written_is_nan_and_never_a_score(place: Place) -> None:
-    sink = ZarrSink(place("scores.zarr"))
+    sink = zarr_sink(place("run"))
     sink.create(outputs(), ATTRIBUTES)
     sink.write_rows("00000", 0, {"image_scores": np.zeros(4)})
-    group = zarr.open_group(ZarrObjectStore(place("scores.zarr").store), mode="r")
+    group = zarr.open_group(ZarrObjectStore((place("run") / "scores.zarr").store), mode="r")
     np.testing.assert_array_equal(group["image_scores"][:], [0, 0, 0, 0, np.nan, np.nan, np.nan])
     assert np.isnan(group["pixel_scores"][:]).all()
 
 
 def test_a_chunk_of_fill_values_replaces_what_was_there(place: Place) -> None:
-    sink = ZarrSink(place("scores.zarr"))
+    sink = zarr_sink(place("run"))
     sink.create(outputs(), ATTRIBUTES)
     write_regions(sink)
     sink.write_rows("00000", 0, {"image_scores": np.full(4, np.nan), "id": np.array([""] * 4, object)})
-    group = zarr.open_group(ZarrObjectStore(place("scores.zarr").store), mode="r")
+    group = zarr.open_group(ZarrObjectStore((place("run") / "scores.zarr").store), mode="r")
     np.testing.assert_array_equal(group["image_scores"][:], [*[np.nan] * 4, *scores()[0][4:]])
     assert group["id"][:].tolist() == ["", "", "", "", *IDS[4:]]
 
 
 def test_zarr_output_is_created_once_and_keeps_what_was_written(place: Place) -> None:
-    location = place("scores.zarr")
-    ZarrSink(location).create(outputs(), ATTRIBUTES)
-    write_regions(ZarrSink(location))
+    location = place("run")
+    zarr_sink(location).create(outputs(), ATTRIBUTES)
+    write_regions(zarr_sink(location))
     before = contents(location)
-    ZarrSink(location).create(outputs(), ATTRIBUTES)
+    zarr_sink(location).create(outputs(), ATTRIBUTES)
     assert contents(location) == before
 
 
@@ -135,8 +140,8 @@ def test_parquet_output_opens_in_pandas(place: Place) -> None:
         pd.testing.assert_frame_equal(pd.read_parquet(place.url("scores")), frame.reset_index(drop=True))
 
 
-@pytest.mark.parametrize("kind", [ZarrSink, ParquetSink])
-def test_the_same_content_makes_the_same_bytes(place: Place, kind: type[ZarrSink] | type[ParquetSink]) -> None:
+@pytest.mark.parametrize("kind", [lambda location: zarr_sink(location), ParquetSink])
+def test_the_same_content_makes_the_same_bytes(place: Place, kind: Callable[[Location], Sink]) -> None:
     made = []
     for name in ["first", "second"]:
         sink = kind(place(name))
@@ -149,7 +154,7 @@ def test_the_same_content_makes_the_same_bytes(place: Place, kind: type[ZarrSink
 
 
 def test_workers_write_to_the_arrays_that_are_there_now(place: Place, client: Client) -> None:
-    location = place("scores.zarr")
+    location = place("run")
     worker = next(iter(client.scheduler_info()["workers"]))
 
     def write(sink: ZarrSink, rows: int) -> None:
@@ -159,16 +164,16 @@ def test_workers_write_to_the_arrays_that_are_there_now(place: Place, client: Cl
 
     for rows in [4, 3]:
         location.delete()
-        ZarrSink(location).create(outputs(rows), ATTRIBUTES)
-        client.submit(write, ZarrSink(location), rows, workers=[worker], pure=False).result()
-        group = zarr.open_group(ZarrObjectStore(location.store), mode="r")
+        zarr_sink(location).create(outputs(rows), ATTRIBUTES)
+        client.submit(write, zarr_sink(location), rows, workers=[worker], pure=False).result()
+        group = zarr.open_group(ZarrObjectStore((location / "scores.zarr").store), mode="r")
         assert group["image_scores"].chunks == (rows,)
         np.testing.assert_array_equal(group["image_scores"][:], np.arange(N, dtype=float))
 
 
 def test_writing_to_output_that_went_missing_is_named(place: Place) -> None:
     with pytest.raises(StorageError, match=r"/scores\.zarr/image_scores: does not exist"):
-        ZarrSink(place("scores.zarr")).write_rows("00000", 0, {"image_scores": np.zeros(4)})
+        zarr_sink(place("run")).write_rows("00000", 0, {"image_scores": np.zeros(4)})
 
 
 def test_parquet_has_no_values_per_pixel(place: Place) -> None:
