@@ -59,7 +59,7 @@ def segmentation_cases(n: int = 100, k: int = 21, side: int = 256) -> Iterator[C
 
 
 def crowd_cases(k: int = 10) -> Iterator[Case]:
-    """CROWDLAB of a wide crowd with a tenth of all labels, and of a long one; the reference gets wide labels of both."""
+    """CROWDLAB of a wide crowd with a tenth of all labels, and of a long one; the reference gets both wide."""
     rng = np.random.default_rng(0)
     for name, n, m, a, target in (("wide", 20_000, 200, 20, 50), ("long", 50_000, 750, 3, 300)):
         pred_probs = rng.dirichlet(np.full(k, 0.3), n)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from distributed import Client
 
 from labelqa_dask.core.errors import RunFailed
+from labelqa_dask.storage.annotations import AnnotationsSource
 from labelqa_dask.storage.lease import Lease, holding
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import (
@@ -26,6 +27,7 @@ from labelqa_dask.storage.record import (
 from labelqa_dask.storage.run import Run
 from pipelines.config import AuditConfig
 from pipelines.estimate import estimate
+from pipelines.group import clear, group
 from pipelines.plan import Plan, Resources, make_plan, software_versions
 from pipelines.publish import publish
 from pipelines.regions import Listener
@@ -113,6 +115,8 @@ def _work(
         timings[name] = round(time.monotonic() - started, 3)
         return result
 
+    if any(isinstance(source, AnnotationsSource) for source in plan.sources.values()):
+        plan = timed("group", group, plan, version, digest, client, listener)
     if plan.task.passes(plan.params):
         timed("estimate", estimate, plan, version, digest, client, listener)
     attributes = {"task": plan.task.name, "params": manifest["params"], "labelqa_dask": manifest["labelqa_dask"]}
@@ -123,6 +127,7 @@ def _work(
     lease.check()
     version.run.write("timings.json", dump_json({"seconds": timings, "resumed": resumed}))
     timed("publish", publish, plan, version, manifest, selection)
+    clear(version)
 
 
 def _check_inputs_unchanged(plan: Plan, manifest: Json, version: Version) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from dask.utils import format_bytes
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.core.layout import ArrayInfo, check_layout, check_multiples
 from labelqa_dask.core.task import ArraySpec, Task
+from labelqa_dask.storage.annotations import PIECE_ROWS, AnnotationFiles, AnnotationsSource
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.record import Json
 from labelqa_dask.storage.sinks import OutputArray, ParquetSink, Sink, ZarrSink
@@ -25,6 +27,9 @@ from pipelines.layout import Layout, block_bytes, choose_layout
 WORKER_BYTES = 360 << 20
 # Dask's nanny ends a worker at 95 % of its limit; some of the rest is left to the allocator.
 USABLE_SHARE = 0.85
+# Of an identifier's key and row, while they are sorted; of an annotation while a piece of the input is cut by region.
+INDEX_BYTES = 40
+PIECE_ROW_BYTES = 240
 _SOFTWARE = ("labelqa-dask", "dask", "distributed", "numba", "numpy", "obstore", "pyarrow", "xarray", "zarr")
 
 
@@ -89,7 +94,11 @@ class Plan:
     @property
     def worker_bytes(self) -> int:
         """Peak memory of a worker."""
-        return WORKER_BYTES + self.resources.threads_per_worker * self.region_bytes
+        threads = self.resources.threads_per_worker
+        if not any(isinstance(source, AnnotationsSource) for source in self.sources.values()):
+            return WORKER_BYTES + threads * self.region_bytes
+        index = INDEX_BYTES * self.layout.sizes["example"] if self.ids else 0
+        return WORKER_BYTES + index + threads * max(self.region_bytes, PIECE_ROWS * PIECE_ROW_BYTES)
 
     @property
     def fits(self) -> bool:
@@ -131,7 +140,10 @@ class Plan:
         rows = [("task", f"{self.task.name}: {_settings(self.params.model_dump())}")]
         for name, source in self.sources.items():
             shape = " × ".join(f"{size:,}" for size in source.shape)
-            rows.append((name, f"{source.place}\n{shape}, {source.dtype}"))
+            found = (
+                f"{source.files.rows:,} rows" if isinstance(source, AnnotationsSource) else f"{shape}, {source.dtype}"
+            )
+            rows.append((name, f"{source.place}\n{found}"))
         if self.ids:
             rows.append(("ids", self.ids.place))
         extent = " × ".join(f"{block[dim]:,} {dim}" for dim in sizes)
@@ -163,9 +175,13 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
     task = config.method
     params = task.params(**config.params)
     sources = {spec.name: open_source(config.input[spec.name], spec.kind, config.storage) for spec in task.inputs}
-    infos = {name: ArrayInfo(source.shape, source.dtype, source.place) for name, source in sources.items()}
+    infos = {name: ArrayInfo(_known_shape(source), source.dtype, source.place) for name, source in sources.items()}
     sizes = check_layout(task, infos)
     sizes = {dim: sizes[dim] for dim in task.dims}
+    sources = {
+        name: replace(source, examples=sizes["example"]) if isinstance(source, AnnotationsSource) else source
+        for name, source in sources.items()
+    }
     ids = open_source(config.input["ids"], "ids", config.storage) if "ids" in config.input else None
     if ids and ids.shape != (sizes["example"],):
         raise InvalidInput(
@@ -191,16 +207,25 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
 def open_source(settings: InputConfig, kind: str, storage: StorageOptions) -> Source:
     """Open one input."""
     location = Location.parse(settings.uri, storage)
+    if kind == "annotations":
+        return AnnotationsSource(AnnotationFiles.open(location, settings.columns or ()), 0)
     if settings.is_parquet:
         columns = settings.columns or (settings.column or "",)
         return ParquetSource.open(location, columns, stack=kind == "probabilities")
     return ZarrSource.open(location, settings.array, decode=kind == "probabilities")
 
 
+def _known_shape(source: Source) -> tuple[float, ...]:
+    """The shape; annotations do not tell how many examples there are."""
+    return (math.nan,) if isinstance(source, AnnotationsSource) else source.shape
+
+
 def _converted_bytes(source: Source, spec: ArraySpec, block: Mapping[str, int]) -> int:
     """Memory of the copy that is made where values are not of a type that kernels take."""
     kept, copied = (("f4", "f8"), 4) if spec.kind == "probabilities" else (("u1", "i8"), 8)
     values = int(np.prod([block[dim] for dim in spec.dims]))
+    if spec.kind == "annotations":
+        return 0
     return 0 if source.dtype.str[1:] in kept and source.dtype.isnative else values * max(copied, source.dtype.itemsize)
 
 

@@ -14,10 +14,13 @@ import pyarrow as pa
 
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.summary import HISTOGRAM_BINS, Summary
+from labelqa_dask.core.task import Block, Stats
 from labelqa_dask.storage.record import Json, Version, dump_json
 from labelqa_dask.storage.sinks import parquet_bytes
+from pipelines.group import facts
+from pipelines.layout import Region
 from pipelines.plan import Plan
-from pipelines.regions import statistics
+from pipelines.regions import make_job, statistics
 from pipelines.report import Preview, render_report
 from pipelines.select import Selection
 
@@ -31,8 +34,11 @@ def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) 
     classes = _classes_table(summary)
     if classes is not None:
         location.write("classes.parquet", parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False)))
+    tables = _tables(plan, version, manifest["digest"], summary["examples"])
+    for name, table in tables.items():
+        location.write(f"{name}.parquet", parquet_bytes(pa.Table.from_pandas(table, preserve_index=False)))
     location.write("summary.json", dump_json(summary))
-    location.write("report.html", render_report(summary, worst, _previews(selection)).encode())
+    location.write("report.html", render_report(summary, worst, _previews(selection), tables).encode())
     version.publish({"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")})
     return summary
 
@@ -45,6 +51,16 @@ def worst_table(plan: Plan, summary: Summary) -> pd.DataFrame:
         table["id"] = columns.pop("id")
     described = {name: _with_missing(values) for name, values in columns.items()}
     return pd.DataFrame({**table, plan.task.ranked_by: summary.worst.scores, **described})
+
+
+def _tables(plan: Plan, version: Version, manifest: str, n: int) -> dict[str, pd.DataFrame]:
+    """What the method adds."""
+    stats = statistics(plan.task.name, plan.params, n, version, manifest, None)
+
+    def first() -> Block:
+        return next(make_job(plan, version, manifest, Region("first", 0, 1)).blocks())
+
+    return {name: pd.DataFrame(columns) for name, columns in plan.task.tables(plan.params, stats, first).items()}
 
 
 def _with_missing(values: Array) -> Any:
@@ -76,12 +92,19 @@ def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> 
         "classes": classes,
         "issues": _issues(summary),
         "statistics": plan.task.statistics(plan.params, stats),
+        **_crowd(plan, version, manifest["digest"], stats),
         "worst": len(summary.worst.rows),
         "inputs": manifest["inputs"],
         "output": manifest["output"],
         "regions": len(plan.layout.regions),
         "software": manifest["software"],
     }
+
+
+def _crowd(plan: Plan, version: Version, manifest: str, stats: Stats) -> Json:
+    """What is told of annotators, where there are several: what grouping left out, and how they agree."""
+    found = facts(version, manifest)
+    return {} if found is None else {"crowd": {**found, **plan.task.crowd(stats)}}
 
 
 def _issues(summary: Summary) -> Json | None:

@@ -248,6 +248,18 @@ class Task(ABC, Generic[ParamsT]):
         """Label issues per given and suggested class, from a block's outputs; None where none were looked for."""
         return None
 
+    def details(self, block: Block, scores: Mapping[str, Any]) -> Mapping[str, Mapping[str, Array]]:
+        """Tables with rows of their own, by name: columns of equal length, among them the `row` of the example."""
+        return {}
+
+    def tables(self, params: ParamsT, stats: Stats, first: Callable[[], Block]) -> Mapping[str, Mapping[str, Array]]:
+        """Tables that follow from the global statistics, by name; `first` reads the block of the first example."""
+        return {}
+
+    def crowd(self, stats: Stats) -> dict[str, Any]:
+        """What readers are told of how annotators agree, where there are several: numbers and lists by name."""
+        return {}
+
     def describe(
         self, block: Block, scores: Mapping[str, Any], examples: NDArray[np.intp]
     ) -> Mapping[str, Array] | State:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -96,6 +96,9 @@ _EXAMPLE_OUTPUTS = (
 )
 _SIZE = ArraySpec("num_annotations", ("example",), "counts")
 
+# A confusion of 100 classes is told whole; of more, the most frequent pairs.
+_PAIRS_TOLD = 10_000
+
 
 class Multiannotator(Task[MultiannotatorParams]):
     """Annotations (A,) of examples (n,), pred_probs (n, k) -> consensus labels and their quality (n,).
@@ -151,6 +154,65 @@ class Multiannotator(Task[MultiannotatorParams]):
             if detailed:
                 scores["annotation_quality"] = quality
         return scores
+
+    def statistics(self, params: MultiannotatorParams, stats: Stats) -> dict[str, Any]:
+        votes: Votes = stats["votes"]
+        told: dict[str, Any] = {"mean_annotations": votes.mean_size}
+        if params.calibrate_probs:
+            told["temperature"] = float(stats["temperature"][0])
+        if params.crowdlab:
+            weights = weights_of(params.consensus_method[0], stats)
+            told["drawn_votes"] = int(stats["majority_vote"].drawn[0])
+            told["consensus_likelihood"] = weights.likelihood
+            told["model_weight"] = float(weights.model[0])
+            told["mean_annotator_weight"] = float(weights.annotator.mean())
+        return told
+
+    def details(self, block: Block, scores: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
+        """The quality of each given label."""
+        if "annotation_quality" not in scores:
+            return {}
+        annotations = _annotations(block)
+        columns = {
+            "row": annotations.example + block.origin["example"],
+            "annotator": annotations.ids[annotations.annotator],
+            "label": annotations.label.astype(np.int64),
+            "quality": scores["annotation_quality"],
+        }
+        return {"annotations": columns}
+
+    def tables(
+        self, params: MultiannotatorParams, stats: Stats, first: Callable[[], Block]
+    ) -> dict[str, dict[str, Array]]:
+        """Statistics and weight of each annotator, worst first."""
+        if not params.return_annotator_stats:
+            return {}
+        ids, votes = _annotations(first()).ids, stats["votes"]
+        table = annotator_table(params, stats, np.arange(len(ids)), len(votes.frequency))
+        number = table.index.to_numpy()
+        columns = {"annotator": ids[number], **{str(name): table[name].to_numpy() for name in table}}
+        if params.crowdlab:
+            columns["weight"] = weights_of(params.consensus_method[0], stats).annotator[number]
+        return {"annotators": columns}
+
+    def crowd(self, stats: Stats) -> dict[str, Any]:
+        """How many annotations there are, how they agree, and which labels are given in place of which."""
+        votes: Votes = stats["votes"]
+        told: dict[str, Any] = {
+            "annotations": int(votes.given.sum()),
+            "examples_by_annotations": votes.sizes.tolist(),
+        }
+        if "annotators" in stats:
+            sums: ByClass = stats["annotators"]
+            consensus, given, count = np.array(sums.confusion(len(votes.frequency))).reshape(-1, 3).T
+            most = np.lexsort((given, consensus, -count))[:_PAIRS_TOLD]
+            told["agreement"] = sums.agreement.tolist()
+            told["confusion"] = {
+                "consensus": consensus[most].tolist(),
+                "given": given[most].tolist(),
+                "count": count[most].tolist(),
+            }
+        return told
 
     def class_scores(self, block: Block, scores: Mapping[str, Any]) -> ClassScores:
         k = block["pred_probs"].shape[-1]

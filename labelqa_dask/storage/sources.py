@@ -297,7 +297,7 @@ class ParquetSource:
 
         `stack` puts several columns, or one column of lists, side by side as the second dimension.
         """
-        folder, files = _find_files(location)
+        folder, files = find_files(location, ".parquet")
         with ThreadPoolExecutor(16) as pool:
             footers = list(pool.map(lambda file: _open_parquet(folder, *file), files))
         groups: list[RowGroup] = []
@@ -408,14 +408,17 @@ class ParquetSource:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _find_files(location: Location) -> tuple[Location, list[tuple[str, int, str]]]:
-    """The folder, and name, size and version of each file below it that the location names."""
+def find_files(location: Location, suffix: str) -> tuple[Location, list[tuple[str, int, str]]]:
+    """The folder, and name, size and version of each file below it that the location names.
+
+    In a folder these are the files with a suffix.
+    """
     if "*" in location.url or "?" in location.url:
         folder, pattern = location.parent, location.name
         if "*" in folder.url or "?" in folder.url:
             raise InvalidConfig("patterns are supported in the last part of a path only", str(location))
     elif location.is_folder():
-        folder, pattern = location, "*.parquet"
+        folder, pattern = location, f"*{suffix}"
     else:
         folder, pattern = location.parent, glob.escape(location.name)
     found = [
@@ -425,7 +428,8 @@ def _find_files(location: Location) -> tuple[Location, list[tuple[str, int, str]
         and not any(part.startswith(("_", ".")) for part in entry.path.split("/"))
     ]
     if not found:
-        raise StorageError("no Parquet files there", str(location), "Check the URI.")
+        kind = {".parquet": "Parquet", ".csv": "CSV"}[suffix]
+        raise StorageError(f"no {kind} files there", str(location), "Check the URI.")
     return folder, sorted(found, key=lambda entry: (_natural(entry[0]), entry[0]))
 
 

@@ -79,7 +79,12 @@ class Card:
     difference: str
 
 
-def render_report(summary: Mapping[str, Any], worst: pd.DataFrame, previews: Sequence[Preview] = ()) -> str:
+def render_report(
+    summary: Mapping[str, Any],
+    worst: pd.DataFrame,
+    previews: Sequence[Preview] = (),
+    further: Mapping[str, pd.DataFrame] = {},
+) -> str:
     """The report of an audit as one HTML document that needs nothing else: no network, no scripts.
 
     Parameters
@@ -92,6 +97,8 @@ def render_report(summary: Mapping[str, Any], worst: pd.DataFrame, previews: Seq
         exist, ``id``, ``given_label``, ``suggested_label`` and further columns.
     previews : sequence of Preview
         Images to show, worst first.
+    further : mapping of str to DataFrame
+        Tables that the method adds: ``annotators``.
 
     Returns
     -------
@@ -122,6 +129,8 @@ def render_report(summary: Mapping[str, Any], worst: pd.DataFrame, previews: Seq
         classes=tables.class_table(classes, per_class, names) if classes else None,
         statistics=tables.statistics_table(statistics),
         settings=tables.settings_table(summary),
+        annotators=tables.sorted_tables(further["annotators"]) if "annotators" in further else None,
+        crowd=_crowd(summary.get("crowd") or {}, names),
         inputs=tables.inputs_table(summary.get("inputs") or {}),
         software=summary.get("software") or {},
     )
@@ -194,6 +203,37 @@ def _chart(summary: Mapping[str, Any], histogram: charts.Histogram, words: TaskW
     )
     mean = None if text.is_missing(score["mean"]) else score["mean"]
     return charts.histogram(histogram, mean, label, words.many)
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """What is told of how annotators agree."""
+
+    sentence: str
+    agreement: Markup | None
+    shares: charts.Histogram | None
+    confusion: tables.Table | None
+    bad: tables.Table | None
+
+
+def _crowd(crowd: Mapping[str, Any], names: ClassNames) -> Crowd | None:
+    if not crowd:
+        return None
+    sentence = (
+        f"{text.integer(crowd['annotators'])} annotators gave {text.integer(crowd['annotations'])} labels that count."
+    )
+    agreement = shares = None
+    if any(crowd.get("agreement") or []):
+        shares = charts.Histogram(0.0, 1.0, crowd["agreement"])
+        label = "Histogram of the share of an example's annotators who gave the consensus label."
+        agreement = charts.histogram(shares, None, label, "examples")
+    return Crowd(
+        sentence,
+        agreement,
+        shares,
+        tables.confusion_table(crowd["confusion"], names) if "confusion" in crowd else None,
+        tables.bad_table(crowd) if crowd.get("bad") else None,
+    )
 
 
 def _card(preview: Preview, names: ClassNames) -> Card:
