@@ -17,10 +17,10 @@ from distributed import Client
 from rich.table import Table
 
 from benchmarks.measure import in_turn
-from flows.cluster import open_cluster
+from flows.cluster import open_cluster, resources_of
 from pipelines.audit import run_audit
 from pipelines.config import AuditConfig, parse_config
-from pipelines.plan import Resources, make_plan
+from pipelines.plan import Plan, make_plan
 
 CLASSES, HEIGHT, WIDTH = 19, 512, 512
 
@@ -82,10 +82,10 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def audit(config: AuditConfig, client: Client, resources: Resources, out: Path) -> None:
+def audit(plan: Plan, client: Client, out: Path) -> None:
     """One audit into an empty output."""
     shutil.rmtree(out, ignore_errors=True)
-    run_audit(config, client, resources, lambda progress: None)
+    run_audit(plan, client, lambda progress: None)
 
 
 def table(gigabytes: float = 4.0) -> Table:
@@ -96,9 +96,9 @@ def table(gigabytes: float = 4.0) -> Table:
         data, out = folder / "pixels.zarr", folder / "audit"
         write_pixels(data, int(gigabytes * 1e9))
         config = config_for(data, out)
-        with open_cluster(config) as (client, resources):
-            plan = make_plan(config, resources)
-            pairs = in_turn(partial(audit, config, client, resources, out), partial(read_only, client, config), runs=3)
+        plan = make_plan(config, resources_of(config))
+        with open_cluster(config) as client:
+            pairs = in_turn(partial(audit, plan, client, out), partial(read_only, client, config), runs=3)
             peak = max(client.run(peak_bytes).values())
         ours, reading = pairs.median
         result.add_row(

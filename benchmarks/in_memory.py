@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cleanlab.internal.multilabel_scorer
 import cleanlab.multiannotator
 import cleanlab.rank
 import cleanlab.segmentation.rank
@@ -17,7 +18,7 @@ import pandas as pd
 from rich.table import Table
 
 from benchmarks.measure import in_turn, read_bandwidth
-from labelqa_dask import multiannotator, multiclass, segmentation
+from labelqa_dask import multiannotator, multiclass, multilabel, segmentation
 
 Case = tuple[str, Callable[[], Any], Callable[[], Any], int, float]
 
@@ -36,6 +37,29 @@ def multiclass_cases(n: int = 2_000_000, k: int = 10) -> Iterator[Case]:
                 lambda s=settings: cleanlab.rank.get_label_quality_scores(labels, pred_probs, **s),
                 nbytes * (2 if adjust else 1),
                 5,
+            )
+
+
+def multilabel_cases(n: int = 500_000, k: int = 20) -> Iterator[Case]:
+    """Every scorer and aggregator on n examples of k classes, float64."""
+    theirs = cleanlab.internal.multilabel_scorer
+    rng = np.random.default_rng(0)
+    pred_probs = rng.random((n, k))
+    labels = (rng.random((n, k)) < pred_probs).astype(np.int64)
+    nbytes = pred_probs.nbytes + labels.nbytes + 8 * n
+    for scorer in multilabel.ClassLabelScorer:
+        for method in ("exponential_moving_average", "softmin", np.min):
+            our_scorer = multilabel.MultilabelScorer(scorer, multilabel.Aggregator(method))
+            their_scorer = theirs.MultilabelScorer(
+                theirs.ClassLabelScorer[scorer.name], theirs.Aggregator(method), strict=False
+            )
+            name = method if isinstance(method, str) else method.__name__
+            yield (
+                f"multilabel {scorer.value}, {name}",
+                lambda score=our_scorer: score(labels, pred_probs),
+                lambda score=their_scorer: score(labels, pred_probs),
+                nbytes,
+                8,
             )
 
 
@@ -88,7 +112,7 @@ def table() -> Table:
     """Ratios to cleanlab and to the floor."""
     bandwidth = read_bandwidth()
     result = Table("in memory", "ours", "cleanlab", "ratio", "target", "× the floor")
-    for cases in (multiclass_cases, segmentation_cases, crowd_cases):
+    for cases in (multiclass_cases, multilabel_cases, segmentation_cases, crowd_cases):
         for name, ours, theirs, nbytes, target in cases():
             pairs = in_turn(ours, theirs, runs=5 if target < 50 else 2)
             mine, other = pairs.median

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -40,8 +40,9 @@ from labelqa_dask.storage.record import Json, Version, dump_json
 from labelqa_dask.storage.sources import Source, as_ids
 from pipelines.layout import Region
 from pipelines.plan import Plan
-from pipelines.regions import Listener, Meter, Problem, in_flight
+from pipelines.regions import Listener, Meter, in_flight
 
+JobT = TypeVar("JobT")
 _ROW = np.dtype([("example", "<i8"), ("annotator", "<i4"), ("label", "<i4")])
 _PLACES = 5
 UNKNOWN_EXAMPLE = "annotations of examples that are not there"
@@ -162,13 +163,13 @@ def _group(plan: Plan, source: AnnotationsSource, store: _Store, client: Client,
     starts = np.array([*(region.start for region in regions), regions[-1].stop], np.int64)
     files, classes = source.files, plan.layout.sizes["class"]
     scattered = store.receipts("scattered")
-    meter = Meter("scatter", len(files.pieces), listener, done=len(scattered))
+    meter = Meter("scatter", len(files.pieces), listener, done=len(scattered), unit="pieces")
     scatter_jobs = (
         _ScatterJob(store, files.part(piece), piece, starts, classes, plan.ids)
         for piece in files.pieces
         if piece.name not in scattered
     )
-    for job, receipt in in_flight(client, _guarded_scatter, scatter_jobs, plan):
+    for job, receipt in _each(client, _guarded_scatter, scatter_jobs, plan):
         scattered[job.piece.name] = receipt
         meter.advance(1, receipt["bounds"][-1], receipt["bounds"][-1] * _ROW.itemsize)
     receipts = [scattered[piece.name] for piece in files.pieces]
@@ -177,7 +178,7 @@ def _group(plan: Plan, source: AnnotationsSource, store: _Store, client: Client,
     gathered = store.receipts("gathered")
     meter = Meter("gather", len(regions), listener, done=len(gathered))
     gather_jobs = _gather_jobs(store, regions, [piece.name for piece in files.pieces], bounds, gathered, source.place)
-    for gather_job, receipt in in_flight(client, _guarded_gather, gather_jobs, plan):
+    for gather_job, receipt in _each(client, _guarded_gather, gather_jobs, plan):
         gathered[gather_job.region.name] = receipt
         rows = receipt["annotations"]
         meter.advance(1, rows, rows * 8)
@@ -185,6 +186,28 @@ def _group(plan: Plan, source: AnnotationsSource, store: _Store, client: Client,
     for receipt in [*receipts, *(gathered[region.name] for region in regions)]:
         bad = bad.merge(Bad(receipt["bad"], receipt["places"]))
     return bad
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Why a piece cannot be read: a result, not an exception, so that it is not retried."""
+
+    message: str
+
+
+def _each(
+    client: Client, function: Callable[[JobT], Json | _Problem], jobs: Iterable[JobT], plan: Plan
+) -> Iterator[tuple[JobT, Json]]:
+    """Receipts of jobs as they are done; after the first few that cannot be done, one error lists them."""
+    problems: list[str] = []
+    for job, result in in_flight(client, function, jobs, plan.worker_bytes, lambda: len(problems) >= _PLACES):
+        if isinstance(result, _Problem):
+            problems.append(result.message)
+        else:
+            yield job, result
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in sorted(set(problems)))
+        raise InvalidInput(f"annotations cannot be read. Nothing was published; mend the input.{listed}")
 
 
 def _gather_jobs(
@@ -211,11 +234,11 @@ def _all_ids(store: _Store, names: list[str]) -> Array:
 # -- Scatter: a piece of the input, cut by region ------------------------------------------------------------------
 
 
-def _guarded_scatter(job: _ScatterJob) -> Json | Problem:
+def _guarded_scatter(job: _ScatterJob) -> Json | _Problem:
     try:
         return _scatter(job)
     except InvalidInput as error:
-        return Problem(f"annotations {job.piece.name}", str(error))
+        return _Problem(str(error))
 
 
 def _scatter(job: _ScatterJob) -> Json:
@@ -307,11 +330,11 @@ def _keys(ids: Array) -> Array:
 # -- Gather: a region, from all pieces -----------------------------------------------------------------------------
 
 
-def _guarded_gather(job: _GatherJob) -> Json | Problem:
+def _guarded_gather(job: _GatherJob) -> Json | _Problem:
     try:
         return _gather(job)
     except InvalidInput as error:
-        return Problem(job.region.name, str(error))
+        return _Problem(str(error))
 
 
 def _gather(job: _GatherJob) -> Json:

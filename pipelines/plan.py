@@ -6,7 +6,9 @@ import math
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,15 @@ from dask.utils import format_bytes
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.core.layout import ArrayInfo, check_layout, check_multiples
-from labelqa_dask.core.task import ArraySpec, Task
+from labelqa_dask.core.task import ArraySpec, Params, Task
 from labelqa_dask.storage.annotations import PIECE_ROWS, AnnotationFiles, AnnotationsSource
+from labelqa_dask.storage.label_sets import LabelSetSource
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.record import Json
 from labelqa_dask.storage.sinks import OutputArray, ParquetSink, Sink, ZarrSink
-from labelqa_dask.storage.sources import ParquetSource, Source, ZarrSource, as_ids
+from labelqa_dask.storage.sources import ParquetSource, Source, ZarrSource, as_ids, holds_lists_of_any_length
 from pipelines.config import AuditConfig, InputConfig
-from pipelines.layout import Layout, block_bytes, choose_layout
+from pipelines.layout import Layout, block_bytes, by_rows, choose_layout
 
 # Measured: a worker process with every library imported and the kernels loaded.
 WORKER_BYTES = 360 << 20
@@ -88,17 +91,21 @@ class Plan:
             for output in self.outputs
             if output.dtype != object
         )
-        rows = self.layout.regions.step * (8 * len(self.outputs) + (120 if self.ids else 0)) * 3
+        gathered = sum(_row_bytes(output) for output in self.outputs) + (120 if self.ids else 0)
+        rows = self.layout.regions.step * gathered * 3
         return reading + block_bytes(self.task, self.sources, block) // 4 + scores + rows
 
     @property
     def worker_bytes(self) -> int:
         """Peak memory of a worker."""
         threads = self.resources.threads_per_worker
-        if not any(isinstance(source, AnnotationsSource) for source in self.sources.values()):
+        grouped = [source for source in self.sources.values() if isinstance(source, AnnotationsSource)]
+        if not grouped:
             return WORKER_BYTES + threads * self.region_bytes
         index = INDEX_BYTES * self.layout.sizes["example"] if self.ids else 0
-        return WORKER_BYTES + index + threads * max(self.region_bytes, PIECE_ROWS * PIECE_ROW_BYTES)
+        piece = min(PIECE_ROWS, grouped[0].files.rows) * PIECE_ROW_BYTES
+        table = 8 * grouped[0].nbytes([self.layout.regions.step])
+        return WORKER_BYTES + index + threads * max(self.region_bytes + table, piece)
 
     @property
     def fits(self) -> bool:
@@ -137,7 +144,7 @@ class Plan:
     def describe(self) -> list[tuple[str, str]]:
         """The plan for people: pairs of a name and what it is."""
         sizes, block, regions = self.layout.sizes, self.layout.block, self.layout.regions
-        rows = [("task", f"{self.task.name}: {_settings(self.params.model_dump())}")]
+        rows = [("task", f"{self.task.name}: {_settings(self.params)}")]
         for name, source in self.sources.items():
             shape = " × ".join(f"{size:,}" for size in source.shape)
             found = (
@@ -174,7 +181,8 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
     """
     task = config.method
     params = task.params(**config.params)
-    sources = {spec.name: open_source(config.input[spec.name], spec.kind, config.storage) for spec in task.inputs}
+    _check_output(config)
+    sources = _open_sources(config, task)
     infos = {name: ArrayInfo(_known_shape(source), source.dtype, source.place) for name, source in sources.items()}
     sizes = check_layout(task, infos)
     sizes = {dim: sizes[dim] for dim in task.dims}
@@ -204,15 +212,51 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
     return plan
 
 
-def open_source(settings: InputConfig, kind: str, storage: StorageOptions) -> Source:
-    """Open one input."""
+def _check_output(config: AuditConfig) -> None:
+    """Refuse an output that cannot be a folder, and one whose files would be read as input by the next run."""
+    out = Location.parse(config.output.uri, config.storage)
+    above = Path(out.local_path or "")
+    for path in [above, *above.parents] if out.local_path else []:
+        if path.is_file():
+            raise InvalidConfig("is a file, but the output is a folder", str(path), "Choose another output.uri.")
+    for name, settings in config.input.items():
+        inside = Location.parse(settings.uri, config.storage)
+        if settings.array is not None:
+            inside = inside / settings.array
+        elif "*" in inside.name or "?" in inside.name:
+            first = out.url.removeprefix(f"{inside.parent.url}/").partition("/")[0]
+            if out.url.startswith(f"{inside.parent.url}/") and fnmatchcase(first, inside.name):
+                inside = out
+        if f"{out.url}/".startswith(f"{inside.url}/"):
+            raise InvalidConfig(
+                f"lies inside the input {name}, which would take in the scores as its data",
+                str(out),
+                "Choose an output.uri outside of every input.",
+            )
+
+
+def _open_sources(config: AuditConfig, task: Task[Any]) -> dict[str, Source]:
+    """Open all inputs of a task; the one with every dimension tells how many classes there are."""
+    leader = task.inputs[-1]
+    predictions = open_source(config.input[leader.name], leader.kind, config.storage)
+    classes = dict(zip(leader.dims, predictions.shape, strict=False)).get("class", 0)
+    others = {
+        spec.name: open_source(config.input[spec.name], spec.kind, config.storage, classes) for spec in task.inputs[:-1]
+    }
+    return {**others, leader.name: predictions}
+
+
+def open_source(settings: InputConfig, kind: str, storage: StorageOptions, classes: int = 0) -> Source:
+    """Open one input; label sets are those of some number of classes."""
     location = Location.parse(settings.uri, storage)
     if kind == "annotations":
         return AnnotationsSource(AnnotationFiles.open(location, settings.columns or ()), 0)
     if settings.is_parquet:
         columns = settings.columns or (settings.column or "",)
-        return ParquetSource.open(location, columns, stack=kind == "probabilities")
-    return ZarrSource.open(location, settings.array, decode=kind == "probabilities")
+        if kind == "indicators" and len(columns) == 1 and holds_lists_of_any_length(location, columns[0]):
+            return LabelSetSource.open(location, columns[0], classes)
+        return ParquetSource.open(location, columns, stack=kind in ("probabilities", "indicators"))
+    return ZarrSource.open(location, settings.array, predictions=kind == "probabilities")
 
 
 def _known_shape(source: Source) -> tuple[float, ...]:
@@ -222,7 +266,7 @@ def _known_shape(source: Source) -> tuple[float, ...]:
 
 def _converted_bytes(source: Source, spec: ArraySpec, block: Mapping[str, int]) -> int:
     """Memory of the copy that is made where values are not of a type that kernels take."""
-    kept, copied = (("f4", "f8"), 4) if spec.kind == "probabilities" else (("u1", "i8"), 8)
+    kept, copied = (("f4", "f8"), 4) if spec.kind == "probabilities" else (("u1", "i8", "b1"), 8)
     values = int(np.prod([block[dim] for dim in spec.dims]))
     if spec.kind == "annotations":
         return 0
@@ -237,10 +281,26 @@ def software_versions() -> dict[str, str]:
 def _lay_out(
     config: AuditConfig, task: Task[Any], params: Any, sources: Mapping[str, Source], sizes: Mapping[str, int]
 ) -> Layout:
-    regular = config.output.format == "zarr"
-    return choose_layout(
-        task, sources, sizes, task.multiples(params), regular=regular, region_rows=config.output.region_rows
+    predictions = sources[task.input("probabilities").name].dtype
+    gathered = sum(
+        spec.score_dtype(predictions).itemsize * sizes.get("class", 1)
+        for spec in task.written(params)
+        if "class" in spec.dims and by_rows(spec.dims)
     )
+    return choose_layout(
+        task,
+        sources,
+        sizes,
+        task.multiples(params),
+        regular=config.output.format == "zarr",
+        region_rows=config.output.region_rows,
+        gathered_bytes=gathered,
+    )
+
+
+def _row_bytes(output: OutputArray) -> int:
+    """Memory of an output for each example of a region; what has values within an example is written at once."""
+    return max(8, output.dtype.itemsize * int(np.prod(output.shape[1:]))) if by_rows(output.dims) else 8
 
 
 def _outputs(
@@ -342,5 +402,8 @@ def _describe_input(settings: InputConfig, source: Source) -> Json:
     }
 
 
-def _settings(params: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in params.items())
+def _settings(params: Params) -> str:
+    """The method, and what else is not as it is by default."""
+    changed = params.model_dump(exclude_defaults=True)
+    shown = {name: value for name, value in params.model_dump().items() if name == "method" or name in changed}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())

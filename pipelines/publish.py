@@ -15,7 +15,7 @@ import pyarrow as pa
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.summary import HISTOGRAM_BINS, Summary
 from labelqa_dask.core.task import Block, Stats
-from labelqa_dask.storage.record import Json, Version, dump_json
+from labelqa_dask.storage.record import Json, Version, basis_of, dump_json
 from labelqa_dask.storage.sinks import parquet_bytes
 from pipelines.group import facts
 from pipelines.layout import Region
@@ -24,17 +24,19 @@ from pipelines.regions import make_job, statistics
 from pipelines.report import Preview, render_report
 from pipelines.select import Selection
 
+_MOST_LISTED = 100
+
 
 def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
     """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
-    summary = _summary(plan, version, manifest, selection.summary)
+    summary = _summary(plan, version, manifest, selection)
     worst = worst_table(plan, selection.summary)
     location = version.location
-    location.write("worst.parquet", parquet_bytes(pa.Table.from_pandas(worst, preserve_index=False)))
+    location.write("worst.parquet", parquet_bytes(_typed(pa.Table.from_pandas(worst, preserve_index=False))))
     classes = _classes_table(summary)
     if classes is not None:
         location.write("classes.parquet", parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False)))
-    tables = _tables(plan, version, manifest["digest"], summary["examples"])
+    tables = _tables(plan, version, selection, manifest["digest"])
     for name, table in tables.items():
         location.write(f"{name}.parquet", parquet_bytes(pa.Table.from_pandas(table, preserve_index=False)))
     location.write("summary.json", dump_json(summary))
@@ -53,14 +55,22 @@ def worst_table(plan: Plan, summary: Summary) -> pd.DataFrame:
     return pd.DataFrame({**table, plan.task.ranked_by: summary.worst.scores, **described})
 
 
-def _tables(plan: Plan, version: Version, manifest: str, n: int) -> dict[str, pd.DataFrame]:
+def _tables(plan: Plan, version: Version, selection: Selection, manifest: str) -> dict[str, pd.DataFrame]:
     """What the method adds."""
-    stats = statistics(plan.task.name, plan.params, n, version, manifest, None)
+    basis = basis_of(manifest, [region.region for region in selection.bad])
+    stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
 
     def first() -> Block:
-        return next(make_job(plan, version, manifest, Region("first", 0, 1)).blocks())
+        return next(make_job(plan, version, manifest, basis, Region("first", 0, 1)).blocks())
 
     return {name: pd.DataFrame(columns) for name, columns in plan.task.tables(plan.params, stats, first).items()}
+
+
+def _typed(table: pa.Table) -> pa.Table:
+    """The table, its lists those of class ids even where all of them are empty."""
+    sets = pa.list_(pa.int64())
+    types = (sets if pa.types.is_list(field.type) else field.type for field in table.schema)
+    return table.cast(pa.schema([field.with_type(t) for field, t in zip(table.schema, types, strict=True)]))
 
 
 def _with_missing(values: Array) -> Any:
@@ -69,7 +79,8 @@ def _with_missing(values: Array) -> Any:
     return pd.arrays.IntegerArray(values, none) if none.any() else values
 
 
-def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> Json:
+def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
+    summary, bad = selection.summary, selection.bad
     classes = None
     if summary.classes is not None:
         classes = {
@@ -78,11 +89,20 @@ def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> 
             "mean_score": [_number(mean) for mean in summary.classes.result().tolist()],
             "names": None,
         }
-    stats = statistics(plan.task.name, plan.params, summary.examples, version, manifest["digest"], None)
+    basis = basis_of(manifest["digest"], [region.region for region in bad])
+    stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
     return {
         "task": plan.task.name,
         "params": manifest["params"],
         "examples": summary.examples,
+        "quarantined": {
+            "regions": len(bad),
+            "examples": sum(region.stop - region.start for region in bad),
+            "listed": [
+                {"region": region.region, "rows": [region.start, region.stop], "reasons": list(region.reasons)}
+                for region in bad[:_MOST_LISTED]
+            ],
+        },
         "score": {
             "name": plan.task.ranked_by,
             "mean": _number(summary.mean),
@@ -90,7 +110,7 @@ def _summary(plan: Plan, version: Version, manifest: Json, summary: Summary) -> 
             "histogram": {"low": 0.0, "high": 1.0, "bins": HISTOGRAM_BINS, "counts": summary.histogram.counts.tolist()},
         },
         "classes": classes,
-        "issues": _issues(summary),
+        "issues": _issues(summary, plan.task.class_unit),
         "statistics": plan.task.statistics(plan.params, stats),
         **_crowd(plan, version, manifest["digest"], stats),
         "worst": len(summary.worst.rows),
@@ -107,13 +127,14 @@ def _crowd(plan: Plan, version: Version, manifest: str, stats: Stats) -> Json:
     return {} if found is None else {"crowd": {**found, **plan.task.crowd(stats)}}
 
 
-def _issues(summary: Summary) -> Json | None:
+def _issues(summary: Summary, unit: str) -> Json | None:
     if summary.pairs is None:
         return None
     pairs = summary.pairs
     order = np.lexsort((pairs.suggested, pairs.given, -pairs.count))
     columns = {"given": pairs.given, "suggested": pairs.suggested, "count": pairs.count}
     return {
+        "unit": unit,
         "count": int(pairs.count.sum()),
         "pairs": {name: values[order].tolist() for name, values in columns.items()},
     }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.metadata import version as installed_version
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from distributed import Client
 
 from labelqa_dask.core.blocks import finished
 from labelqa_dask.core.class_scores import ClassPairs, ClassScores
+from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.order import KWorst
 from labelqa_dask.core.summary import Summary
@@ -20,24 +23,65 @@ from labelqa_dask.core.task import State, merge_states
 from labelqa_dask.storage.record import Receipt, Version
 from labelqa_dask.storage.sinks import checksum, parquet_bytes
 from labelqa_dask.storage.sources import as_ids
+from pipelines.bad_data import BadRegions
+from pipelines.estimate import estimate
+from pipelines.layout import by_rows
 from pipelines.plan import Plan
-from pipelines.regions import Listener, Meter, Problem, RegionJob, guarded, in_flight, make_job
+from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, make_job, regions_in_flight
 
 _Details = Mapping[str, Mapping[str, Array]]
 
 
-def score(plan: Plan, version: Version, manifest: str, client: Client, listener: Listener) -> None:
-    """Score every region that has no valid receipt yet."""
-    done = set(version.receipts(manifest))
+def score(plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener) -> None:
+    """Score every region that has no valid receipt yet; bad ones are written without scores.
+
+    Where a bad region is found that the statistics count, they are made again, and all scores with them.
+    """
+    params = plan.params.model_dump(mode="json")
+    attributes = {"task": plan.task.name, "params": params, "labelqa_dask": installed_version("labelqa-dask")}
+    plan.sink(version.location).create(plan.outputs, attributes | ({"coordinates": "id"} if plan.ids else {}))
+    known = -1
+    while len(bad) > known:
+        if known >= 0 and plan.task.passes(plan.params):
+            estimate(plan, version, manifest, bad, client, listener)
+        known = len(bad)
+        _score_missing(plan, version, manifest, bad, client, listener)
+
+
+def _score_missing(
+    plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener
+) -> None:
+    basis = score_basis(plan, manifest, bad)
+    done = {receipt.region for receipt in version.receipts(basis)}
     meter = Meter("score", len(plan.layout.regions), listener, done=len(done))
-    jobs = (make_job(plan, version, manifest, region) for region in plan.layout.regions if region.name not in done)
-    for job, _ in in_flight(client, _score_and_receipt, jobs, plan):
-        meter.advance(1, job.region.stop - job.region.start, job.nbytes)
+    left_out = {region.region for region in bad}
+    jobs = (
+        (make_job(plan, version, manifest, basis, region), region.name in left_out)
+        for region in plan.layout.regions
+        if region.name not in done
+    )
+    for (job, _), written in regions_in_flight(client, _work_on, jobs, plan, bad):
+        if written:
+            meter.advance(1, job.region.stop - job.region.start, job.nbytes)
 
 
-def _score_and_receipt(job: RegionJob) -> Problem | None:
-    outcome: Problem | None = guarded(job, score_region)
-    return outcome
+def score_basis(plan: Plan, manifest: str, bad: BadRegions) -> str:
+    """What the scores of a run rest on: without statistics, a bad region makes no difference to the others."""
+    return bad.basis if plan.task.passes(plan.params) else manifest
+
+
+def _work_on(item: tuple[RegionJob, bool]) -> Outcome:
+    job, left_out = item
+    if left_out:
+        leave_out_region(job)
+        return Outcome(True)
+    stats = job.statistics()
+    try:
+        score_region(job)
+    except InvalidInput as error:
+        bad = bad_region(job, error, lambda block: job.task.score(block, job.params, stats))
+        return Outcome(False, (bad,))
+    return Outcome(True)
 
 
 def score_region(job: RegionJob) -> None:
@@ -64,9 +108,27 @@ def score_region(job: RegionJob) -> None:
     digest.update(checksum(whole).encode())
     for name, parts in details.items():
         digest.update(_write_details(job, name, {column: np.concatenate(each) for column, each in parts.items()}, ids))
-    job.version.write_receipt(
-        Receipt(job.region.name, job.region.start, job.region.stop, job.manifest, digest.hexdigest()[:32], summary)
-    )
+    _write_receipt(job, digest.hexdigest(), True, summary)
+
+
+def leave_out_region(job: RegionJob) -> None:
+    """Write a region whose data cannot be scored: its scores are missing, its identifiers are kept."""
+    start, stop = job.region.start, job.region.stop
+    ids = None
+    if job.ids:
+        with suppress(InvalidInput):  # they may be what is bad
+            ids = as_ids(job.ids.read((slice(start, stop),)))
+    job.sink.leave_out(job.region.name, start, stop, job.outputs, ids)
+    nothing = np.full(stop - start, np.nan)
+    digest = sha256(checksum({"id": ids} if ids is not None else {}).encode())
+    _write_receipt(job, digest.hexdigest(), False, Summary.of(nothing, start, None, None, job.worst, {}))
+
+
+def _write_receipt(job: RegionJob, digest: str, scored: bool, summary: Summary) -> None:
+    start, stop = job.region.start, job.region.stop
+    cuts = tuple(rows.start for rows in job.row_blocks())
+    receipt = Receipt(job.region.name, start, stop, job.basis, (*cuts, stop), digest[:32], scored, summary)
+    job.version.write_receipt(receipt)
 
 
 def _write_details(job: RegionJob, name: str, columns: dict[str, Array], ids: Array | None) -> bytes:
@@ -127,7 +189,7 @@ def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: A
     written = ""
     for spec in task.written(job.params):
         values = scores[spec.name]
-        if isinstance(values, State) or spec.dims == ("example",):
+        if isinstance(values, State) or by_rows(spec.dims):
             per_example[spec.name] = values
         else:
             job.sink.write_block(spec.name, tuple(where[dim] for dim in spec.dims), values)

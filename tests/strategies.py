@@ -34,6 +34,14 @@ def multiclass_data(n: int, k: int, seed: int = 0) -> tuple[NDArray[np.int64], N
     return labels, pred_probs
 
 
+def multilabel_data(n: int, k: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Labels (n, k) of 0 and 1 that mostly agree with pred_probs (n, k), some of which are close to 0 and some to 1."""
+    rng = np.random.default_rng(seed)
+    pred_probs = rng.beta(0.4, 0.8, (n, k))
+    labels = np.where(rng.random((n, k)) < 0.8, pred_probs > 0.5, rng.random((n, k)) < 0.3)
+    return labels.astype(np.int64), pred_probs
+
+
 def segmentation_data(n: int, k: int, h: int, w: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Labels (n, h, w) that mostly agree with pred_probs (n, k, h, w)."""
     rng = np.random.default_rng(seed)

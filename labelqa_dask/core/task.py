@@ -60,12 +60,13 @@ StateT = TypeVar("StateT", bound=State)
 class ArraySpec:
     """An array that a task reads or writes, by name, named dimensions and the kind of its values.
 
+    Labels are class ids; indicators are labels that say 0 or 1 for each class, and may be `LabelSets` in memory.
     `annotations` are `Annotations`: any number of labels per example.
     """
 
     name: str
     dims: tuple[str, ...]
-    kind: Literal["labels", "probabilities", "scores", "issues", "annotations", "counts"]
+    kind: Literal["labels", "indicators", "probabilities", "scores", "issues", "annotations", "counts"]
     accumulated: bool = False
 
     def score_dtype(self, predictions: np.dtype[Any]) -> np.dtype[Any]:
@@ -187,6 +188,7 @@ class Task(ABC, Generic[ParamsT]):
     outputs : the arrays that are always written, dimensions in input order.
     ranked_by : the output by which examples are ranked, one score per example.
     class_unit : what `class_scores` counts ("examples", "pixels").
+    fewest_classes : the number of classes below which the method has no meaning.
     """
 
     params_model: ClassVar[type[Params]]
@@ -194,6 +196,7 @@ class Task(ABC, Generic[ParamsT]):
     outputs: ClassVar[tuple[ArraySpec, ...]]
     ranked_by: ClassVar[str]
     class_unit: ClassVar[str] = "examples"
+    fewest_classes: ClassVar[int] = 2
 
     @property
     def name(self) -> str:

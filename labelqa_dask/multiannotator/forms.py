@@ -24,6 +24,10 @@ LONG_COLUMNS = ("task", "annotator", "label")
 NAME = "labels_multiannotator"
 
 
+# Values of a wide form that are turned and compressed at a time: they stay in a core's cache.
+_WIDE_BLOCK = 1 << 17
+
+
 @dataclass(frozen=True, eq=False)
 class Crowd:
     """Annotations in memory, and what their examples and annotators are called.
@@ -92,11 +96,11 @@ def read_wide(
         raise InvalidInput(f"is empty: its shape is {values.shape}", NAME)
     examples = pd.RangeIndex(n) if examples is None else examples
     annotators = pd.RangeIndex(m) if annotators is None else annotators
-    wide = np.ascontiguousarray(values, np.float32 if values.dtype == np.float32 else np.float64)
-    parts = list(blocks.Whole({"wide": wide}, {"example": n}).map_blocks(_compress, range(n)))
+    whole = blocks.Whole({"wide": values}, {"example": n}, rows=max(1, _WIDE_BLOCK // m))
+    parts = list(whole.map_blocks(_compress, range(n)))
     for start, bad, *_ in parts:
         if bad >= 0:
-            row = wide[start + bad]
+            row = values[start + bad].astype(np.float64)
             j = int(np.flatnonzero(~np.isnan(row) & ((row < 0) | (row != np.floor(row)) | (row >= 2**31 - 1)))[0])
             raise _not_a_class(row[j], examples[start + bad], annotators[j])
     counts, annotator, label = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[2:])
@@ -106,7 +110,7 @@ def read_wide(
 
 def _compress(block: Block) -> tuple[int, int, Array, Array, Array]:
     """First row, first row of the block that holds no class number or -1, and labels per row, annotators and labels."""
-    wide = block["wide"]
+    wide = np.ascontiguousarray(block["wide"], np.float32 if block["wide"].dtype == np.float32 else np.float64)
     counts = np.zeros(len(wide), np.int64)
     annotator, label = np.empty(wide.size, np.int32), np.empty(wide.size, np.int32)
     size = kernels.compress_wide(wide, counts, annotator, label)
@@ -237,10 +241,8 @@ def spread(annotations: Annotations, values: Array, examples: pd.Index[Any], ann
     """Values of annotations (A,) as a wide frame (n, m), NaN where there is no annotation."""
     wide = np.full((len(annotations), len(annotations.ids)), np.nan)
     wide[annotations.example, annotations.annotator] = values
-    frame = pd.DataFrame(
-        wide, index=examples, columns=annotations.ids if annotators is None else annotators, copy=False
-    )
-    return frame.add_prefix("quality_annotator_")
+    names = [f"quality_annotator_{annotator}" for annotator in (annotations.ids if annotators is None else annotators)]
+    return pd.DataFrame(wide, index=examples, columns=names, copy=False)
 
 
 def name_of(identifier: Any) -> str:
@@ -264,6 +266,8 @@ def to_wide(frame: pd.DataFrame, columns: Sequence[str] = LONG_COLUMNS) -> pd.Da
 
 
 def _wide_values(frame: pd.DataFrame) -> Array:
+    if all(isinstance(dtype, np.dtype) and dtype.kind in "fiu" for dtype in frame.dtypes):
+        return frame.to_numpy()
     try:
         return frame.to_numpy(np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:

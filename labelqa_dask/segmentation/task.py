@@ -160,7 +160,7 @@ class Segmentation(Task[SegmentationParams]):
 
     def preview(self, block: Block, params: SegmentationParams) -> ExampleImages:
         pixels = _inspect(block, params)
-        given = np.where(np.isnan(pixels.scores), -1, pixels.labels).astype(np.int64)[0]
+        given = np.where(np.isnan(pixels.scores), -1, pixels.labels.astype(np.int64))[0]
         return ExampleImages(given, pixels.predicted[0].astype(np.int64), pixels.scores[0])
 
 

@@ -217,6 +217,9 @@ class AnnotationsSource:
     def fingerprint(self) -> Fingerprint:
         return Fingerprint.of(self.files.files)
 
+    def nbytes(self, block: Sequence[int]) -> int:
+        return block[0] * self.dtype.itemsize
+
     def decode_bytes(self, block: Sequence[int]) -> int:
         return 3 * block[0] * self.dtype.itemsize
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import obstore
@@ -33,6 +36,7 @@ _STORES: dict[str, tuple[Any, str]] = {
 # Asked for the role of the machine where the environment holds no credentials.
 _INSTANCE_METADATA = "169.254.169.254"
 _NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
+_READ_AHEAD = 16
 _DENIED = ("403 Forbidden", "401 Unauthorized", "Permission denied (os error 13)")
 
 
@@ -150,6 +154,16 @@ class Location:
         except FileNotFoundError:
             return None
 
+    def read_many(self, paths: Iterable[str]) -> Iterator[bytes]:
+        """The contents of objects, in turn; a few are read ahead, so that few are held."""
+        waiting = iter(paths)
+        with ThreadPoolExecutor(_READ_AHEAD) as pool:
+            ahead = deque(pool.submit(self.read, path) for path in islice(waiting, 2 * _READ_AHEAD))
+            while ahead:
+                content = ahead.popleft().result()
+                ahead.extend(pool.submit(self.read, path) for path in islice(waiting, 1))
+                yield content
+
     def write(self, path: str, content: bytes) -> None:
         """Write an object whole: a reader sees the old one or the new one, never a part."""
         with self.errors_of(path):
@@ -163,8 +177,7 @@ class Location:
         with self.errors_of(prefix or ""):
             for batch in obstore.list(self.store, prefix, chunk_size=1000):
                 for item in batch:
-                    version = item["e_tag"] or f"{item['last_modified'].timestamp()}"
-                    yield Entry(item["path"], item["size"], version)
+                    yield Entry(item["path"], item["size"], _version(item))
 
     def children(self) -> list[str]:
         """Names of the folders directly below this location."""
@@ -188,10 +201,22 @@ class Location:
         if self.local_path:
             shutil.rmtree(self.local_path, ignore_errors=True)
 
-    def reader(self, path: str) -> RangeReader:
-        """A file-like reader of an object, for ranged reads."""
+    def holds(self, path: str) -> bool:
+        """Whether there is an object of this name."""
+        try:
+            with self.errors_of(path):
+                obstore.head(self.store, path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def reader(self, path: str, version: str | None = None) -> RangeReader:
+        """A file-like reader of an object, for ranged reads; refused where it is no longer of the version given."""
         with self.errors_of(path):
-            return RangeReader(self, path, obstore.head(self.store, path)["size"])
+            found = obstore.head(self.store, path)
+        if version is not None and _version(found) != version:
+            raise StorageError("was replaced while it was read", str(self / path), "Run again with --fresh.")
+        return RangeReader(self, path, found["size"])
 
     @contextmanager
     def errors_of(self, path: str) -> Iterator[None]:
@@ -232,6 +257,11 @@ class RangeReader(io.RawIOBase):
             content = obstore.get_range(self._location.store, self._path, start=start, end=stop)
         self._at = stop
         return content
+
+
+def _version(found: Mapping[str, Any]) -> str:
+    """What changes when an object is written anew; lists and single answers quote it differently in some stores."""
+    return str(found["e_tag"] or int(found["last_modified"].timestamp())).strip('"')
 
 
 class MissingObject(StorageError, FileNotFoundError):

@@ -11,6 +11,7 @@ from typing import Any
 
 import dask.dataframe as dd
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import xarray as xr
 from zarr.storage import ObjectStore as ZarrObjectStore
@@ -65,7 +66,7 @@ class Run:
         parts = sorted(entry.path for entry in location.entries())
 
         def read(path: str) -> pd.DataFrame:
-            return pq.read_table(io.BytesIO(location.read(path))).to_pandas()
+            return pq.read_table(io.BytesIO(location.read(path))).to_pandas(types_mapper=_lists_as_they_are)
 
         return dd.from_map(read, parts)
 
@@ -77,6 +78,11 @@ class Run:
     def report(self) -> Location:
         """Where the report is."""
         return self.version.location / "report.html"
+
+
+def _lists_as_they_are(value: pa.DataType) -> pd.ArrowDtype | None:
+    """Columns of lists stay Arrow's: Dask would make text of Python objects."""
+    return pd.ArrowDtype(value) if pa.types.is_fixed_size_list(value) else None
 
 
 def open_run(url: str | os.PathLike[str], storage: StorageOptions | None = None) -> Run:

@@ -90,7 +90,7 @@ def render_report(
     Parameters
     ----------
     summary : mapping
-        What ``summary.json`` holds: task, params, examples, score (name, mean, min, histogram), classes,
+        What ``summary.json`` holds: task, params, examples, quarantined, score (name, mean, min, histogram), classes,
         statistics, inputs, software.
     worst : DataFrame
         The worst examples, worst first: ``row``, the score by the name it has in the summary, and, where they
@@ -108,11 +108,13 @@ def render_report(
     words = WORDS.get(summary["task"], ANY_TASK)
     score = summary["score"]
     classes = summary.get("classes")
+    issues = summary.get("issues")
     names = ClassNames(classes.get("names") if classes else None)
     per_class, statistics = tables.split_statistics(
         summary.get("statistics") or {}, len(classes["count"]) if classes else None
     )
     histogram = charts.Histogram(*(score["histogram"][key] for key in ("low", "high", "counts")))
+    left_out = summary.get("quarantined") or {"regions": 0, "examples": 0, "listed": []}
     return _template().render(
         task=text.heading(summary["task"]),
         dataset=_dataset_name(summary.get("inputs") or {}),
@@ -124,9 +126,12 @@ def render_report(
         score_name=text.heading(score["name"]),
         logarithmic=charts.CountAxis.of(histogram.counts).logarithmic,
         cards=[_card(preview, names) for preview in previews],
+        left_out=left_out,
+        bad=tables.bad_table(left_out["listed"]),
         score_scale=images.score_scale_png(),
         worst=tables.worst_table(worst, score["name"], names),
         classes=tables.class_table(classes, per_class, names) if classes else None,
+        issues=tables.pairs_table(issues, issues["unit"], names) if issues else None,
         statistics=tables.statistics_table(statistics),
         settings=tables.settings_table(summary),
         annotators=tables.sorted_tables(further["annotators"]) if "annotators" in further else None,
@@ -183,6 +188,11 @@ def _figures(summary: Mapping[str, Any], histogram: charts.Histogram, words: Tas
                 f"{text.percent(below / scored)} of the {words.many}",
             )
         )
+    issues = summary.get("issues")
+    if issues:
+        looked_at = sum(classes["count"]) if classes else summary["examples"]
+        note = f"{text.percent(issues['count'] / looked_at)} of the {issues['unit']}" if looked_at else ""
+        figures.append(Figure(f"{text.heading(issues['unit'])} labelled wrongly", text.integer(issues["count"]), note))
     if classes:
         counts, unit = classes["count"], classes["unit"]
         empty = sum(not count for count in counts)
@@ -232,7 +242,7 @@ def _crowd(crowd: Mapping[str, Any], names: ClassNames) -> Crowd | None:
         agreement,
         shares,
         tables.confusion_table(crowd["confusion"], names) if "confusion" in crowd else None,
-        tables.bad_table(crowd) if crowd.get("bad") else None,
+        tables.left_out_table(crowd) if crowd.get("bad") else None,
     )
 
 

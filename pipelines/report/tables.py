@@ -18,6 +18,7 @@ WORST_SHOWN = 100
 CLASSES_SHOWN = 50
 STATISTICS_SHOWN = 100
 ANNOTATORS_SHOWN = 100
+PAIRS_SHOWN = 50
 CLASS_ID_COLUMNS = frozenset({"given_label", "suggested_label", "consensus_label"})
 NAME_COLUMNS = frozenset({"row", "id"})
 
@@ -144,12 +145,24 @@ def confusion_table(confusion: Mapping[str, Sequence[int]], names: ClassNames) -
     )
 
 
-def bad_table(crowd: Mapping[str, Any]) -> Table:
+def left_out_table(crowd: Mapping[str, Any]) -> Table:
     """Rows that were left out, by kind, with the first places."""
     rows = [
         [kind, text.integer(count), "; ".join(crowd["places"].get(kind, []))] for kind, count in crowd["bad"].items()
     ]
     return Table([Column("Left out"), Column("Count", numeric=True), Column("The first")], rows, len(rows))
+
+
+def pairs_table(issues: Mapping[str, Any], unit: str, names: ClassNames) -> Table:
+    """Label issues by given and suggested class, the most frequent first."""
+    pairs = list(zip(*(issues["pairs"][name] for name in ("given", "suggested", "count")), strict=True))
+    columns = [Column("Given"), Column("Suggested"), Column(text.heading(unit), numeric=True)]
+    most = max((count for _, _, count in pairs), default=1)
+    rows = [
+        [names.markup(given), names.markup(suggested), _with_bar(text.integer(count), count / most)]
+        for given, suggested, count in pairs[:PAIRS_SHOWN]
+    ]
+    return Table(columns, rows, len(pairs))
 
 
 def split_statistics(
@@ -196,6 +209,19 @@ def inputs_table(inputs: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, described in inputs.items():
         rows.append([name, *(_fact(fact, described.get(fact)) for fact in facts)])
     return Table(columns, rows, len(rows))
+
+
+def bad_table(listed: Sequence[Mapping[str, Any]]) -> Table:
+    """Regions that were left out: their rows, and the first reasons."""
+    rows = [
+        [
+            bad["region"],
+            f"{text.integer(bad['rows'][0])} to {text.integer(bad['rows'][1] - 1)}",
+            " ".join(bad["reasons"]),
+        ]
+        for bad in listed
+    ]
+    return Table([Column("Region"), Column("Rows"), Column("Why")], rows, len(rows))
 
 
 def _fact(name: str, value: object) -> str:

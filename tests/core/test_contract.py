@@ -61,7 +61,7 @@ def inputs(task: Any, dtype: str = "float64", **sizes: int) -> dict[str, Any]:
         shape = tuple({**SIZES, **sizes}[dim] for dim in spec.dims)
         if spec.kind == "annotations":
             arrays[spec.name] = annotations(rng, *shape, k=SIZES["class"])
-        elif spec.kind == "labels":
+        elif spec.kind in ("labels", "indicators"):
             arrays[spec.name] = rng.integers(0, 2 if "class" in spec.dims else SIZES["class"], shape)
         elif "class" in spec.dims:
             arrays[spec.name] = probabilities(rng, shape, spec.dims.index("class")).astype(dtype)
@@ -107,14 +107,14 @@ def parts(task: Any, arrays: dict[str, Any], cuts: list[int]) -> list[Block]:
 
 
 def test_there_are_methods_to_test() -> None:
-    assert {"multiannotator", "multiclass", "segmentation"} <= set(task_names())
+    assert {"multiannotator", "multiclass", "multilabel", "segmentation"} <= set(task_names())
     assert {case.values[0].name for case in CASES} == set(task_names())
 
 
 @each_method
 def test_a_method_declares_what_the_engines_rely_on(task: Any, params: Any) -> None:
     assert get_task(task.name) is task
-    assert task.inputs[0].kind in ("labels", "annotations")
+    assert task.inputs[0].kind in ("labels", "indicators", "annotations")
     assert set().union(*(spec.dims for spec in task.inputs)) == set(task.dims)
     ranked = next(spec for spec in task.written(params) if spec.name == task.ranked_by)
     assert ranked.dims == ("example",)
@@ -214,7 +214,10 @@ def test_what_a_block_tells_of_its_examples_is_of_that_length(task: Any, params:
     classes = task.class_scores(block, scores)
     if classes is not None:
         assert isinstance(classes, ClassScores)
-        assert classes.count.sum() == (np.size(arrays[task.inputs[0].name]) if task.inputs[0].kind == "labels" else 12)
+        labels = task.inputs[0]
+        given = arrays[labels.name]
+        expected = {"labels": np.size, "indicators": np.sum, "annotations": len}[labels.kind](given)
+        assert classes.count.sum() == expected
     preview = task.preview(parts(task, arrays, [4, 5])[0], params)
     if preview is not None:
         assert preview.given.shape == preview.predicted.shape == preview.pixel_scores.shape

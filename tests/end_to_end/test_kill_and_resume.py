@@ -75,10 +75,12 @@ def test_a_second_run_is_refused_while_one_is_at_work(segmentation_from_zarr, tm
     try:
         while holder_of(stored.out) is None:
             assert first.poll() is None
+        os.kill(first.pid, signal.SIGSTOP)
         second = subprocess.run([*COMMAND, str(config)], capture_output=True, text=True)
         assert second.returncode == 1
         assert f"process {first.pid} on " in second.stderr
         assert "has been working on this output since" in second.stderr
+        os.kill(first.pid, signal.SIGCONT)
         assert first.wait() == 0
     finally:
         if first.poll() is None:

@@ -11,15 +11,21 @@ import pytest
 from numpy.typing import NDArray
 
 from flows import demo_data
-from flows.demo_data import MAKERS, DemoData, Scenes
+from flows.demo_data import MAKERS, DemoData, multiannotator, multiclass, multilabel, segmentation
+from flows.demo_data._digits import load_digit_images
+from flows.demo_data.segmentation import Scenes
 
 SHAPES = {
+    "multiannotator": ((1797,), (1797, 10)),
     "multiclass": ((1797,), (1797, 10)),
+    "multilabel": ((1500, 10), (1500, 10)),
     "segmentation": ((300, 96, 96), (300, 11, 96, 96)),
 }
-WRONG = {"multiclass": 90, "segmentation": 30}
-"""Five per cent of 1,797 digits and ten per cent of 300 scenes."""
-PRECISION_BAR = {"multiclass": 0.8, "segmentation": 0.7}
+WRONG = {"multiannotator": 255, "multiclass": 90, "multilabel": 150, "segmentation": 30}
+"""What a majority gets wrong of 1,797 digits; five per cent of them; ten per cent of groups and of scenes."""
+MISTAKES = ((1, 0), (0, 1), (1, 1))
+"""Classes left out and added by each kind of wrong label set."""
+PRECISION_BAR = {"multiannotator": 0.7, "multiclass": 0.8, "multilabel": 0.7, "segmentation": 0.7}
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +40,25 @@ def data(request: pytest.FixtureRequest, made: dict[str, DemoData]) -> DemoData:
 
 @pytest.fixture(scope="module")
 def few_scenes() -> Scenes:
-    return demo_data.compose_scenes(seed=0, count=40)
+    return segmentation.compose_scenes(seed=0, count=40)
 
 
 def clean_labels(task: str, seed: int) -> NDArray[np.integer]:
     """Make the labels as they were before anything was spoiled."""
-    if task == "multiclass":
-        return demo_data.load_digit_images()[1]
-    return demo_data.compose_scenes(seed).labels
+    if task in ("multiclass", "multiannotator"):
+        return load_digit_images()[1]
+    if task == "multilabel":
+        return multilabel.compose_groups(load_digit_images()[1], seed).labels
+    return segmentation.compose_scenes(seed).labels
 
 
 def precision_at_wrong_count(data: DemoData) -> float:
     """Share of really wrong examples among the worst, taking as many as there are wrong ones."""
-    given = data.labels[:, np.newaxis].astype(np.intp)
-    confidence = np.take_along_axis(data.pred_probs, given, axis=1).reshape(len(data.labels), -1)
+    if data.task == "multilabel":
+        confidence = np.where(data.labels, data.pred_probs, 1 - data.pred_probs)
+    else:
+        given = data.labels[:, np.newaxis].astype(np.intp)
+        confidence = np.take_along_axis(data.pred_probs, given, axis=1).reshape(len(data.labels), -1)
     confidence = confidence.astype(np.float64)
     weights = np.exp((1 - confidence) / 0.1)
     softmin = (confidence * weights).sum(axis=1) / weights.sum(axis=1)
@@ -64,7 +75,7 @@ def assert_same(first: DemoData, second: DemoData) -> None:
 def test_shapes_and_types(data: DemoData) -> None:
     labels_shape, probs_shape = SHAPES[data.task]
     assert data.labels.shape == labels_shape
-    assert data.labels.dtype == {"multiclass": np.int64, "segmentation": np.uint8}[data.task]
+    assert data.labels.dtype == {"multiclass": np.int64, "multiannotator": np.int64}.get(data.task, np.uint8)
     assert data.pred_probs.shape == probs_shape
     assert data.pred_probs.dtype == np.float32
     assert data.corrupted.shape == data.ids.shape == labels_shape[:1]
@@ -74,18 +85,29 @@ def test_shapes_and_types(data: DemoData) -> None:
 
 def test_every_class_has_a_name_and_is_used(data: DemoData) -> None:
     assert len(data.class_names) == data.pred_probs.shape[1]
-    assert np.unique(data.labels).tolist() == list(range(len(data.class_names)))
+    if data.task == "multilabel":
+        assert (data.labels.sum(axis=0) > 300).all()
+        assert np.unique(data.labels).tolist() == [0, 1]
+    else:
+        assert np.unique(data.labels).tolist() == list(range(len(data.class_names)))
 
 
 def test_ids_are_unique_and_readable(data: DemoData) -> None:
     assert len(set(data.ids.tolist())) == len(data.ids)
-    assert data.ids[17] == {"multiclass": "digit-00017", "segmentation": "scene-0017"}[data.task]
+    names = {
+        "multiclass": "digit-00017",
+        "multiannotator": "digit-00017",
+        "multilabel": "group-00017",
+        "segmentation": "scene-0017",
+    }
+    assert data.ids[17] == names[data.task]
 
 
 def test_probabilities_are_valid(data: DemoData) -> None:
     assert data.pred_probs.min() >= 0
     assert data.pred_probs.max() <= 1
-    np.testing.assert_allclose(data.pred_probs.sum(axis=1), 1, rtol=0, atol=1e-5)
+    if data.task != "multilabel":
+        np.testing.assert_allclose(data.pred_probs.sum(axis=1), 1, rtol=0, atol=1e-5)
 
 
 def test_corrupted_is_exactly_where_labels_differ_from_the_truth(data: DemoData) -> None:
@@ -110,17 +132,41 @@ def test_same_seed_gives_the_same_digits(made: dict[str, DemoData]) -> None:
 
 
 @pytest.mark.slow
+def test_same_seed_gives_the_same_crowd(made: dict[str, DemoData]) -> None:
+    first, again = made["multiannotator"], multiannotator.make(0)
+    assert isinstance(first, multiannotator.CrowdData)
+    assert_same(first, again)
+    for name in ("example", "annotator", "given", "spammers"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name), strict=True)
+
+
+def test_the_crowd_is_as_its_story_says(made: dict[str, DemoData]) -> None:
+    crowd = made["multiannotator"]
+    assert isinstance(crowd, multiannotator.CrowdData)
+    assert len(np.unique(np.stack([crowd.example, crowd.annotator]), axis=1).T) == len(crowd.example)
+    assert set(np.bincount(crowd.example)) == {3, 4, 5}
+    right = np.bincount(crowd.annotator, crowd.given == crowd.truth[crowd.example]) / np.bincount(crowd.annotator)
+    assert crowd.spammers.sum() == 8
+    assert right[crowd.spammers].max() < 0.25
+    assert right[~crowd.spammers].min() > 0.5
+
+
+def test_same_seed_gives_the_same_groups(made: dict[str, DemoData]) -> None:
+    assert_same(made["multilabel"], MAKERS["multilabel"](0))
+
+
+@pytest.mark.slow
 def test_same_seed_gives_the_same_scenes(made: dict[str, DemoData]) -> None:
     assert_same(made["segmentation"], MAKERS["segmentation"](0))
 
 
 def test_other_seed_spoils_other_labels() -> None:
-    truth = demo_data.load_digit_images()[1]
-    assert (demo_data.swap_digits(truth, seed=0) != demo_data.swap_digits(truth, seed=1)).any()
+    truth = load_digit_images()[1]
+    assert (multiclass.swap_digits(truth, seed=0) != multiclass.swap_digits(truth, seed=1)).any()
 
 
 def test_scenes_depend_on_the_seed_alone() -> None:
-    first, again, other = (demo_data.compose_scenes(seed, count=5) for seed in (3, 3, 4))
+    first, again, other = (segmentation.compose_scenes(seed, count=5) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.images, again.images)
     np.testing.assert_array_equal(first.labels, again.labels)
     assert (first.images != other.images).any()
@@ -136,12 +182,12 @@ def test_scene_labels_and_objects_agree(few_scenes: Scenes) -> None:
 
 def test_more_scenes_than_digits_allow_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"700 scenes need 2,\d{3} digits; there are only 1,797"):
-        demo_data.compose_scenes(seed=0, count=700)
+        segmentation.compose_scenes(seed=0, count=700)
 
 
 def test_three_kinds_of_wrong_annotation_equally_often() -> None:
-    scenes = demo_data.compose_scenes(seed=0)
-    labels = demo_data.spoil_scenes(scenes, seed=0)
+    scenes = segmentation.compose_scenes(seed=0)
+    labels = segmentation.spoil_scenes(scenes, seed=0)
     kinds = {"swapped": 0, "left out": 0, "displaced": 0}
     for scene in np.flatnonzero((labels != scenes.labels).any(axis=(1, 2))):
         given, true = labels[scene], scenes.labels[scene]
@@ -155,36 +201,57 @@ def test_three_kinds_of_wrong_annotation_equally_often() -> None:
     assert kinds == {"swapped": 10, "left out": 10, "displaced": 10}
 
 
+def test_three_kinds_of_wrong_label_sets_equally_often(made: dict[str, DemoData]) -> None:
+    change = made["multilabel"].labels.astype(int) - clean_labels("multilabel", seed=0)
+    kinds = [((change == -1).sum(axis=1) == less) & ((change == 1).sum(axis=1) == more) for less, more in MISTAKES]
+    assert [kind.sum() for kind in kinds] == [50, 50, 50]
+
+
+def test_group_predictions_are_out_of_sample() -> None:
+    """No digit is in groups of two folds; other labels in a fold change what is predicted elsewhere, nothing in it."""
+    images, digits = load_digit_images()
+    groups = multilabel.compose_groups(digits, seed=0)
+    owners = [set(groups.members[groups.folds == fold].ravel().tolist()) - {-1} for fold in range(5)]
+    assert sum(map(len, owners)) == len(set().union(*owners))
+    few = multilabel.Groups(groups.members[:200], groups.folds[:200], groups.labels[:200])
+    before = multilabel.predict_groups(images, few, few.labels, seed=0)
+    held_out = few.folds == 0
+    relabelled = np.where(held_out[:, np.newaxis], 1 - few.labels, few.labels)
+    after = multilabel.predict_groups(images, few, relabelled, seed=0)
+    np.testing.assert_array_equal(after[held_out], before[held_out])
+    assert (after[~held_out] != before[~held_out]).any(axis=1).all()
+
+
 def test_digit_predictions_are_out_of_sample() -> None:
     """Other labels in the held-out fold change what is predicted elsewhere, and nothing in the fold."""
-    images, digits = demo_data.load_digit_images()
+    images, digits = load_digit_images()
     images, digits = images[:400], digits[:400]
-    folds = demo_data.digit_folds(digits, seed=0)
-    before = demo_data.predict_digits(images, digits, folds, seed=0)
+    folds = multiclass.digit_folds(digits, seed=0)
+    before = multiclass.predict_digits(images, digits, folds, seed=0)
     train, held_out = folds[0]
     relabelled = digits.copy()
     relabelled[held_out] = (digits[held_out] + 1) % 10
-    after = demo_data.predict_digits(images, relabelled, folds, seed=0)
+    after = multiclass.predict_digits(images, relabelled, folds, seed=0)
     np.testing.assert_array_equal(after[held_out], before[held_out])
     assert (after[train] != before[train]).any(axis=1).all()
 
 
 def test_scene_predictions_are_out_of_sample(few_scenes: Scenes) -> None:
     """Other annotations in the held-out fold change what is predicted elsewhere, and nothing in the fold."""
-    folds = demo_data.scene_folds(len(few_scenes.labels), seed=0)
-    before = demo_data.predict_scenes(few_scenes.images, few_scenes.labels, folds, seed=0)
+    folds = segmentation.scene_folds(len(few_scenes.labels), seed=0)
+    before = segmentation.predict_scenes(few_scenes.images, few_scenes.labels, folds, seed=0)
     train, held_out = folds[0]
     labels = few_scenes.labels.copy()
     labels[held_out] = np.where(labels[held_out] > 0, 0, 7)
-    after = demo_data.predict_scenes(few_scenes.images, labels, folds, seed=0)
+    after = segmentation.predict_scenes(few_scenes.images, labels, folds, seed=0)
     np.testing.assert_array_equal(after[held_out], before[held_out])
     assert (after[train] != before[train]).any(axis=(1, 2, 3)).all()
 
 
 def test_each_example_is_held_out_once(made: dict[str, DemoData]) -> None:
     for task, folds in {
-        "multiclass": demo_data.digit_folds(made["multiclass"].labels.astype(np.int64), seed=0),
-        "segmentation": demo_data.scene_folds(300, seed=0),
+        "multiclass": multiclass.digit_folds(made["multiclass"].labels.astype(np.int64), seed=0),
+        "segmentation": segmentation.scene_folds(300, seed=0),
     }.items():
         held_out = np.sort(np.concatenate([rows for _, rows in folds]))
         np.testing.assert_array_equal(held_out, np.arange(len(made[task].labels)))
@@ -194,14 +261,14 @@ def test_each_example_is_held_out_once(made: dict[str, DemoData]) -> None:
 def test_scenes_without_a_found_object_get_valid_probabilities(few_scenes: Scenes) -> None:
     images = few_scenes.images.copy()
     images[7] = 0.2
-    folds = demo_data.scene_folds(len(images), seed=0)
-    pred_probs = demo_data.predict_scenes(images, few_scenes.labels, folds, seed=0)
+    folds = segmentation.scene_folds(len(images), seed=0)
+    pred_probs = segmentation.predict_scenes(images, few_scenes.labels, folds, seed=0)
     assert (pred_probs[7].argmax(axis=0) == 0).all()
     np.testing.assert_allclose(pred_probs[7].sum(axis=0), 1, rtol=0, atol=1e-5)
 
 
 def test_makers_say_what_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_data, "SCENE_COUNT", 40)
+    monkeypatch.setattr(segmentation, "SCENE_COUNT", 40)
     lines: list[str] = []
     for make in MAKERS.values():
         make(0, say=lines.append)
@@ -212,12 +279,14 @@ def test_makers_say_what_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_story_tells_the_number_and_the_share(data: DemoData) -> None:
-    for fact in {"multiclass": ("1,797", "5%"), "segmentation": ("300 scenes", "10%")}[data.task]:
+    for fact in {"multiclass": ("1,797", "5%"), "multilabel": ("1,500", "10%"), "segmentation": ("300 scenes", "10%")}[
+        data.task
+    ]:
         assert fact in data.story
 
 
 def test_importing_the_module_does_not_import_scikit_learn() -> None:
     check = "import sys, flows.demo_data; print({'sklearn', 'scipy'} & set(sys.modules))"
-    root = Path(demo_data.__file__).parents[1]
+    root = Path(demo_data.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", check], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

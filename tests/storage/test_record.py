@@ -19,8 +19,10 @@ from labelqa_dask.core.order import Histogram, KWorst
 from labelqa_dask.core.summary import Summary
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import (
+    BadRegion,
     Receipt,
     Version,
+    basis_of,
     check_same,
     latest,
     manifest_digest,
@@ -54,7 +56,7 @@ def summary_of(values: NDArray[np.float64], ids: NDArray[Any] | None = None, cla
 
 
 def receipt_of(summary: Summary, region: str = "00003") -> Receipt:
-    return Receipt(region, 30, 40, "digest of the manifest", "checksum of the content", summary)
+    return Receipt(region, 30, 40, "digest of the manifest", (30, 37, 40), "checksum of the content", True, summary)
 
 
 def assert_same(left: Any, right: Any) -> None:
@@ -138,16 +140,42 @@ def test_anything_else_is_no_receipt(content: bytes) -> None:
 
 def test_receipts_are_those_of_one_manifest_and_undamaged(place: Place) -> None:
     version = Version(place("out"), "v000001")
-    assert version.receipts("x") == {}
-    good = replace(receipt_of(summary_of(np.array([0.5])), "00001"), manifest="x")
+    assert list(version.receipts("x")) == []
+    good = replace(receipt_of(summary_of(np.array([0.5])), "00001"), basis="x")
     version.write_receipt(good)
-    version.write_receipt(replace(good, region="00002", manifest="y"))
+    version.write_receipt(replace(good, region="00002", basis="y"))
     version.write_receipt(replace(good, region="00003"))
     version.run.write("done/00003.json", good.to_json()[:-20])
     version.run.write("done/00004.json", b"")
-    found = version.receipts("x")
-    assert list(found) == ["00001"]
-    assert_same(found["00001"], good)
+    (found,) = version.receipts("x")
+    assert_same(found, good)
+
+
+def test_receipts_come_in_the_order_of_their_regions(place: Place) -> None:
+    version = Version(place("out"), "v000001")
+    good = receipt_of(summary_of(np.array([0.5])))
+    names = [f"{i:05d}" for i in np.random.default_rng(0).permutation(100)]
+    for name in names:
+        version.write_receipt(replace(good, region=name))
+    assert [receipt.region for receipt in version.receipts(good.basis)] == sorted(names)
+
+
+def test_bad_regions_are_those_of_one_manifest_and_undamaged(place: Place) -> None:
+    version = Version(place("out"), "v000001")
+    assert version.bad_regions("x") == {}
+    bad = BadRegion("00007", 70, 80, "x", ("labels, example 71: label 9 is outside 0..3.", "ids: row é is <b>"))
+    version.write_bad_region(bad)
+    version.write_bad_region(replace(bad, region="00002"))
+    version.write_bad_region(replace(bad, region="00003", manifest="y"))
+    version.run.write("bad/00004.json", bad.to_json()[:-9])
+    assert version.bad_regions("x") == {"00002": replace(bad, region="00002"), "00007": bad}
+
+
+def test_what_statistics_rest_on_tells_which_regions_they_leave_out() -> None:
+    assert basis_of("manifest", []) == "manifest"
+    others = [basis_of("manifest", ["1", "2"]), basis_of("manifest", ["1"]), basis_of("other", ["1"])]
+    assert len({*others, "manifest", "other"}) == 5
+    assert basis_of("manifest", ["2", "1"]) == others[0]
 
 
 # -- states of passes
@@ -218,7 +246,7 @@ def test_nothing_is_ever_unpickled(version: Version) -> None:
 
     buffer = io.BytesIO()
     trapped = np.array([Trap()], dtype=object)
-    np.savez(buffer, manifest=np.array("x"), total=trapped, count=np.zeros(3, int), allow_pickle=True)
+    np.savez(buffer, basis=np.array("x"), total=trapped, count=np.zeros(3, int), allow_pickle=True)
     version.run.write("stats/means.npz", buffer.getvalue())
     assert version.read_state("means", ClassMeans, "x") is None
     buffer = io.BytesIO()

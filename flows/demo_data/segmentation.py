@@ -1,33 +1,19 @@
-"""Data of the demonstration: real images, really trained models, and label errors known exactly.
-
-Everything starts from the 1,797 handwritten digits that come with scikit-learn. A known share of the labels
-is made wrong first; only then are models trained, on the wrong labels too, as in real life. Every prediction
-is out of sample: it comes from models that saw neither the example nor its label. The truth about which
-labels are wrong is kept for scoring an audit and is never shown to a model.
-"""
+"""Segmentation demonstration: scenes of handwritten digits, some of them badly annotated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+from flows.demo_data._data import FOLD_COUNT, DemoData, Floats, Folds, Say, generator, one_thread
+from flows.demo_data._digits import DIGIT_CLASSES, load_digit_images, picture_classifier
 
-Floats: TypeAlias = NDArray[np.float32]
 Masks: TypeAlias = NDArray[np.uint8]
-Folds: TypeAlias = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
-Say: TypeAlias = Callable[[str], None]
 
-FOLD_COUNT = 5
-DIGIT_CLASSES = tuple(str(digit) for digit in range(10))
-
-WRONG_DIGIT_SHARE = 0.05
 WRONG_SCENE_SHARE = 0.10
 
 SCENE_COUNT = 300
@@ -53,48 +39,6 @@ SMALLEST_OBJECT = 8
 ZONE_MARGIN = 3
 """Pixels around an object that share its class."""
 CROP_SIDE = 12
-KERNEL_SHARPNESS = 16.0
-"""Gamma of the RBF kernel, times the number of pixels of a picture."""
-MOST_COMPONENTS = 500
-"""Training pictures, at most, on which the approximation of the RBF kernel is built."""
-
-
-@dataclass(frozen=True)
-class DemoData:
-    """Labels as a careless annotator left them, out-of-sample predictions, and the truth about the labels.
-
-    Attributes
-    ----------
-    task : str
-        "multiclass" or "segmentation".
-    labels : ndarray of int
-        Given labels: (n,) for multiclass, (n, h, w) for segmentation.
-    pred_probs : ndarray of float32
-        Out-of-sample class probabilities: (n, k) for multiclass, (n, k, h, w) for segmentation.
-    ids : ndarray of str
-        Name of each example, (n,).
-    corrupted : ndarray of bool
-        True where the example's label was really changed, (n,).
-    class_names : tuple of str
-        Name of each of the k classes.
-    story : str
-        What the data are, what the model is and what was corrupted, in plain words.
-    """
-
-    task: str
-    labels: NDArray[np.integer]
-    pred_probs: Floats
-    ids: NDArray[np.str_]
-    corrupted: NDArray[np.bool_]
-    class_names: tuple[str, ...]
-    story: str
-
-
-class Maker(Protocol):
-    """A function that makes the data of one demonstration."""
-
-    def __call__(self, seed: int, *, say: Say = ...) -> DemoData:
-        """Make the data, the same for the same seed, and say what is being done."""
 
 
 @dataclass(frozen=True)
@@ -132,42 +76,7 @@ class FoundObjects:
     crops: list[Floats]
 
 
-def multiclass(seed: int, *, say: Say = lambda _: None) -> DemoData:
-    """Real handwritten digits, some with a wrong label, and a classifier's out-of-sample predictions.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of everything random; the same seed gives the same arrays.
-    say : callable, optional
-        Called with a short line at each step.
-
-    Returns
-    -------
-    DemoData
-        Labels (n,), predictions (n, 10).
-    """
-    images, truth = load_digit_images()
-    say(f"changing {WRONG_DIGIT_SHARE:.0%} of the labels of {len(truth):,} real handwritten digits")
-    labels = swap_digits(truth, seed)
-    say(f"training a classifier on {FOLD_COUNT - 1} of {FOLD_COUNT} folds, {FOLD_COUNT} times")
-    pred_probs = predict_digits(images, labels, digit_folds(labels, seed), seed)
-    return DemoData(
-        task="multiclass",
-        labels=labels,
-        pred_probs=pred_probs,
-        ids=np.array([f"digit-{number:05d}" for number in range(len(labels))]),
-        corrupted=labels != truth,
-        class_names=DIGIT_CLASSES,
-        story=(
-            f"{len(labels):,} real handwritten digits (scikit-learn), {WRONG_DIGIT_SHARE:.0%} of them "
-            f"relabelled as another digit. An RBF-kernel logistic regression, trained on the wrong labels "
-            f"too, predicts each digit from the {FOLD_COUNT - 1} folds of {FOLD_COUNT} that do not hold it."
-        ),
-    )
-
-
-def segmentation(seed: int, *, say: Say = lambda _: None) -> DemoData:
+def make(seed: int, *, say: Say = lambda _: None) -> DemoData:
     """Scenes of real handwritten digits, some badly annotated, and a segmenter's out-of-sample predictions.
 
     Parameters
@@ -203,96 +112,6 @@ def segmentation(seed: int, *, say: Say = lambda _: None) -> DemoData:
     )
 
 
-MAKERS: Mapping[str, Maker] = MappingProxyType({"multiclass": multiclass, "segmentation": segmentation})
-"""The data of the demonstration for each task."""
-
-
-def load_digit_images() -> tuple[Floats, NDArray[np.int64]]:
-    """Load scikit-learn's handwritten digits.
-
-    Returns
-    -------
-    images : ndarray of float32
-        Share of ink in each pixel, (1797, 8, 8), from 0 to 1.
-    digits : ndarray of int64
-        The digit each image shows, (1797,).
-    """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return (digits.images / 16).astype(np.float32), digits.target.astype(np.int64)
-
-
-def swap_digits(truth: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Change a known share of digit labels, each to one of the nine other digits.
-
-    Parameters
-    ----------
-    truth : ndarray of int64
-        True labels, (n,).
-    seed : int
-        Seed of everything random.
-
-    Returns
-    -------
-    ndarray of int64
-        The labels as a careless annotator left them, (n,).
-    """
-    rng = _generator(seed, "wrong digit labels")
-    chosen = rng.choice(len(truth), round(WRONG_DIGIT_SHARE * len(truth)), replace=False)
-    labels = truth.copy()
-    labels[chosen] = (truth[chosen] + rng.integers(1, 10, len(chosen))) % 10
-    return labels
-
-
-def digit_folds(labels: NDArray[np.int64], seed: int) -> Folds:
-    """Split digits into folds that hold each label in the same share.
-
-    Parameters
-    ----------
-    labels : ndarray of int64
-        Labels to train on, (n,).
-    seed : int
-        Seed of everything random.
-
-    Returns
-    -------
-    sequence of pairs
-        Training and held-out rows of each fold.
-    """
-    from sklearn.model_selection import StratifiedKFold
-
-    return list(StratifiedKFold(FOLD_COUNT, shuffle=True, random_state=seed).split(labels, labels))
-
-
-def predict_digits(images: Floats, labels: NDArray[np.int64], folds: Folds, seed: int) -> Floats:
-    """Predict the class of each digit by a model that was trained without its fold.
-
-    Parameters
-    ----------
-    images : ndarray of float32
-        Digits, (n, 8, 8).
-    labels : ndarray of int64
-        Labels to train on, (n,).
-    folds : sequence of pairs
-        Training and held-out rows of each fold.
-    seed : int
-        Seed of everything random.
-
-    Returns
-    -------
-    ndarray of float32
-        Class probabilities, (n, 10).
-    """
-    from sklearn.model_selection import cross_val_predict
-
-    pictures = images.reshape(len(images), -1)
-    model = _picture_classifier(min(len(train) for train, _ in folds), pictures.shape[1], seed)
-    with _one_thread():
-        chances = cross_val_predict(model, pictures, labels, cv=folds, method="predict_proba")
-    return np.asarray(chances, dtype=np.float32)
-
-
 def compose_scenes(seed: int, count: int = SCENE_COUNT, say: Say = lambda _: None) -> Scenes:
     """Compose scenes of real digits in several sizes on a sloping, noisy background, no digit used twice.
 
@@ -317,7 +136,7 @@ def compose_scenes(seed: int, count: int = SCENE_COUNT, say: Say = lambda _: Non
     """
     images, digits = load_digit_images()
     say(f"composing {count} scenes from {len(digits):,} real handwritten digits")
-    rng = _generator(seed, "scenes")
+    rng = generator(seed, "scenes")
     fewest, most = DIGITS_PER_SCENE
     counts = rng.integers(fewest, most + 1, count)
     if counts.sum() > len(digits):
@@ -343,7 +162,7 @@ def spoil_scenes(scenes: Scenes, seed: int) -> Masks:
     ndarray of uint8
         The annotation as a careless annotator left it, (n, h, w).
     """
-    rng = _generator(seed, "wrong annotations")
+    rng = generator(seed, "wrong annotations")
     count = len(scenes.labels)
     labels = scenes.labels.copy()
     for turn, scene in enumerate(rng.choice(count, round(WRONG_SCENE_SHARE * count), replace=False)):
@@ -405,33 +224,9 @@ def predict_scenes(
     pred_probs = np.empty((len(images), 1 + len(DIGIT_CLASSES), *images.shape[1:]), dtype=np.float32)
     for number, (train, held_out) in enumerate(folds, start=1):
         say(f"training on {len(folds) - 1} of {len(folds)} folds ({number}/{len(folds)})")
-        with _one_thread():
+        with one_thread():
             pred_probs[held_out] = _predict_fold(images, features, labels, train, held_out, seed)
     return pred_probs
-
-
-def _generator(seed: int, purpose: str) -> np.random.Generator:
-    """Give each purpose random numbers of its own, so that one step never shifts those of another."""
-    return np.random.default_rng([seed, *purpose.encode()])
-
-
-def _one_thread() -> AbstractContextManager[Any]:
-    """Keep linear algebra to one thread: bits free of the number of cores, and quicker on arrays so small."""
-    from threadpoolctl import threadpool_limits
-
-    limits: AbstractContextManager[Any] = threadpool_limits(limits=1)
-    return limits
-
-
-def _picture_classifier(pictures: int, pixels: int, seed: int) -> Any:
-    """Logistic regression on an approximate RBF kernel, for so many pictures of values from 0 to 1."""
-    from sklearn.kernel_approximation import Nystroem
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    components = min(MOST_COMPONENTS, pictures)
-    kernel = Nystroem(gamma=KERNEL_SHARPNESS / pixels, n_components=components, random_state=seed)
-    return make_pipeline(kernel, LogisticRegression(C=10, max_iter=2000))
 
 
 def _compose_scene(
@@ -531,7 +326,7 @@ def _fit_ink_model(features: Sequence[Floats], labels: Masks, seed: int) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    rng = _generator(seed, "pixels to train on")
+    rng = generator(seed, "pixels to train on")
     drawn = rng.integers(0, labels[0].size, (len(labels), PIXELS_PER_SCENE))
     pixels = np.concatenate([scene[rows] for scene, rows in zip(features, drawn, strict=True)])
     annotated = np.take_along_axis(labels.reshape(len(labels), -1), drawn, axis=1).ravel() > 0
@@ -583,7 +378,7 @@ def _fit_object_model(found: Sequence[FoundObjects], labels: Masks, seed: int) -
             if counts.any():
                 crops.append(crop)
                 classes.append(int(counts.argmax()))
-    return _picture_classifier(len(crops), CROP_SIDE**2, seed).fit(np.stack(crops), classes)
+    return picture_classifier(len(crops), CROP_SIDE**2, seed).fit(np.stack(crops), classes)
 
 
 def _pixel_chances(ink: NDArray[np.float64], found: FoundObjects, object_model: Any) -> Floats:
