@@ -253,7 +253,9 @@ def _scatter(job: _ScatterJob) -> Json:
 
     bad = _found({UNKNOWN_EXAMPLE: unknown_example, UNKNOWN_CLASS: unknown_class}, describe)
     kept = ~(unknown_example | unknown_class)
-    codes, names = pd.factorize(as_ids(annotator[kept]), sort=True)
+    codes, found = pd.factorize(annotator[kept])
+    names, places = np.unique(as_ids(found), return_inverse=True)
+    codes = places[codes]
     records = np.empty(len(codes), _ROW)
     records["example"], records["annotator"], records["label"] = row[kept], codes, label[kept]
     region = np.searchsorted(job.starts, row[kept], side="right") - 1

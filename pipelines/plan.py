@@ -17,7 +17,7 @@ from dask.utils import format_bytes
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.core.layout import ArrayInfo, check_layout, check_multiples
 from labelqa_dask.core.task import ArraySpec, Params, Task
-from labelqa_dask.storage.annotations import PIECE_ROWS, AnnotationFiles, AnnotationsSource
+from labelqa_dask.storage.annotations import AnnotationFiles, AnnotationsSource
 from labelqa_dask.storage.label_sets import LabelSetSource
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.record import Json
@@ -103,7 +103,7 @@ class Plan:
         if not grouped:
             return WORKER_BYTES + threads * self.region_bytes
         index = INDEX_BYTES * self.layout.sizes["example"] if self.ids else 0
-        piece = min(PIECE_ROWS, grouped[0].files.rows) * PIECE_ROW_BYTES
+        piece = grouped[0].files.piece_rows * PIECE_ROW_BYTES
         table = 8 * grouped[0].nbytes([self.layout.regions.step])
         return WORKER_BYTES + index + threads * max(self.region_bytes + table, piece)
 

@@ -79,9 +79,10 @@ class AnnotationFiles:
         sources = tuple(ParquetSource.open(location, (name,), stack=False) for name in names)
         first = sources[0]
         bounds = [0]
-        for stop in first.row_bounds()[1:].tolist():
-            if stop - bounds[-1] >= PIECE_ROWS or stop == first.shape[0]:
-                bounds.append(stop)
+        for start, stop in pairwise(first.row_bounds().tolist()):
+            if stop - bounds[-1] > PIECE_ROWS and start > bounds[-1]:
+                bounds.append(start)
+        bounds.append(first.shape[0])
         pieces = [Piece(f"{i:06d}", "", a, b) for i, (a, b) in enumerate(pairwise(bounds))]
         return cls(first.location, names, "parquet", tuple(pieces), first.files, first.shape[0], (), sources)
 
@@ -112,6 +113,13 @@ class AnnotationFiles:
         names = sorted({path for path, _, _ in self.files})
         where = self.location / names[0] if len(names) == 1 else self.location
         return f"{where} [{', '.join(self.columns)}]"
+
+    @property
+    def piece_rows(self) -> int:
+        """The most rows of a piece; an estimate for CSV."""
+        longest = max((piece.stop - piece.start for piece in self.pieces), default=0)
+        size = sum(size for _, size, _ in self.files)
+        return longest if self.kind == "parquet" else -(-longest * self.rows // max(1, size))
 
     def part(self, piece: Piece) -> Self:
         """What reading one piece needs."""
