@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FAILED, BAD_CONFIGURATION, QUARANTINED = 1, 2, 3
 
 _BAD_SHOWN = 5
+_MOST_PROBLEMS = 100
 
 app = typer.Typer(
     help="Find wrong labels in data sets too large for memory.\n\n"
@@ -121,6 +122,24 @@ def status(out: Out) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+@app.command()
+def verify(out: Out) -> None:
+    """Read the newest version again and compare it with its record: scores, statistics, and what was published.
+
+    Exit status 1 where something is damaged or missing.
+    """
+    from pipelines.verify import verify as read_again
+
+    verified = read_again(_output(out))
+    if verified.problems:
+        listed = "".join(f"\n  {problem}" for problem in verified.problems[:_MOST_PROBLEMS])
+        raise LabelQAError(
+            f"{len(verified.problems):,} problems were found: run the audit again with --fresh.{listed}",
+            str(verified.version.location),
+        )
+    console.print(f"{verified.version.location}: all {verified.regions:,} regions are as they were written.")
 
 
 @app.command()

@@ -73,11 +73,17 @@ def _write_zarr(data: DemoData, folder: Path) -> dict[str, Any]:
 def _write_parquet(data: DemoData, folder: Path) -> dict[str, Any]:
     files = folder / "data"
     files.mkdir()
-    columns = [f"p{j}" for j in range(data.pred_probs.shape[1])]
+    predictions: dict[str, Any]
+    if data.pred_probs.ndim == 1:
+        columns, predictions = ["prediction"], {"predictions": {"column": "prediction"}}
+    else:
+        columns = [f"p{j}" for j in range(data.pred_probs.shape[1])]
+        predictions = {"pred_probs": {"columns": columns}}
     sets = data.labels.ndim == 2
     labels = [np.flatnonzero(row).tolist() for row in data.labels] if sets else data.labels
     name = "labels" if sets else "label"
-    table = pa.table({"id": data.ids.tolist(), name: labels, **dict(zip(columns, data.pred_probs.T, strict=True))})
+    values = np.atleast_2d(data.pred_probs.T)
+    table = pa.table({"id": data.ids.tolist(), name: labels, **dict(zip(columns, values, strict=True))})
     part_rows = -(-len(data.labels) // 8)
     for number, start in enumerate(range(0, len(data.labels), part_rows)):
         pq.write_table(table.slice(start, part_rows), files / f"part-{number:02d}.parquet")
@@ -86,7 +92,7 @@ def _write_parquet(data: DemoData, folder: Path) -> dict[str, Any]:
     return {
         "input": {
             **labelled,
-            "pred_probs": {"uri": uri, "columns": columns},
+            **{name: {"uri": uri, **where} for name, where in predictions.items()},
             "ids": {"uri": uri, "column": "id"},
         },
         "output": {"uri": str(folder / "audit"), "format": "parquet"},

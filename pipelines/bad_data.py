@@ -7,7 +7,6 @@ published; by `quarantine` they are left out of every statistic, their scores ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 from labelqa_dask.core.errors import InvalidInput
@@ -90,13 +89,9 @@ def first_reasons(block: Block, check: Callable[[Block], Any], most: int) -> lis
         if n == 1:
             return [str(error)]
         reasons: list[str] = []
-        for rows in (slice(0, n // 2), slice(n // 2, n)):
+        start = block.origin.get("example", 0)
+        for part in ((start, start + n // 2), (start + n // 2, start + n)):
             if len(reasons) < most:
-                reasons += first_reasons(_part(block, rows), check, most - len(reasons))
+                reasons += first_reasons(block.examples(*part), check, most - len(reasons))
         return reasons or [str(error)]
     return []
-
-
-def _part(block: Block, rows: slice) -> Block:
-    origin = {**block.origin, "example": block.origin.get("example", 0) + rows.start}
-    return replace(block, arrays={name: array[rows] for name, array in block.arrays.items()}, origin=origin)

@@ -256,7 +256,7 @@ def open_source(settings: InputConfig, kind: str, storage: StorageOptions, class
         if kind == "indicators" and len(columns) == 1 and holds_lists_of_any_length(location, columns[0]):
             return LabelSetSource.open(location, columns[0], classes)
         return ParquetSource.open(location, columns, stack=kind in ("probabilities", "indicators"))
-    return ZarrSource.open(location, settings.array, predictions=kind == "probabilities")
+    return ZarrSource.open(location, settings.array, predictions=kind in ("probabilities", "values"))
 
 
 def _known_shape(source: Source) -> tuple[float, ...]:
@@ -266,7 +266,8 @@ def _known_shape(source: Source) -> tuple[float, ...]:
 
 def _converted_bytes(source: Source, spec: ArraySpec, block: Mapping[str, int]) -> int:
     """Memory of the copy that is made where values are not of a type that kernels take."""
-    kept, copied = (("f4", "f8"), 4) if spec.kind == "probabilities" else (("u1", "i8", "b1"), 8)
+    types = {"probabilities": (("f4", "f8"), 4), "values": (("f8",), 8)}
+    kept, copied = types.get(spec.kind, (("u1", "i8", "b1"), 8))
     values = int(np.prod([block[dim] for dim in spec.dims]))
     if spec.kind == "annotations":
         return 0
@@ -306,7 +307,7 @@ def _row_bytes(output: OutputArray) -> int:
 def _outputs(
     task: Task[Any], params: Any, sources: Mapping[str, Source], ids: Source | None, layout: Layout
 ) -> tuple[OutputArray, ...]:
-    predictions = sources[task.input("probabilities").name].dtype
+    predictions = sources[task.inputs[-1].name].dtype
     labels = task.inputs[0]
     outputs = []
     for spec in task.written(params):
@@ -317,12 +318,16 @@ def _outputs(
             stored = sources[labels.name].chunks
             chunks = tuple(c if c and b % c == 0 else b for b, c in zip(chunks, stored, strict=True))
         chunks = tuple(min(c, size) for c, size in zip(chunks, shape, strict=True))
-        group = "issues" if spec.kind == "issues" else "scores"
-        outputs.append(OutputArray(spec.name, spec.dims, shape, spec.score_dtype(predictions), chunks, group))
+        outputs.append(OutputArray(spec.name, spec.dims, shape, spec.score_dtype(predictions), chunks, group_of(spec)))
     if ids:
         dtype = as_ids(np.empty(0, ids.dtype)).dtype
         outputs.append(OutputArray("id", ("example",), ids.shape, dtype, (min(layout.regions.step, ids.shape[0]),)))
     return tuple(outputs)
+
+
+def group_of(spec: ArraySpec) -> str:
+    """The Zarr group that an output is written in."""
+    return "issues" if spec.kind == "issues" else "scores"
 
 
 def _does_not_fit(plan: Plan) -> InvalidConfig:

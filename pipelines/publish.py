@@ -29,19 +29,22 @@ _MOST_LISTED = 100
 
 def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
     """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
-    summary = _summary(plan, version, manifest, selection)
+    basis = basis_of(manifest["digest"], [region.region for region in selection.bad])
+    stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
+    summary = _summary(plan, manifest, selection, stats, _crowd(plan, version, manifest["digest"], stats))
+    charts = plan.task.charts(plan.params, stats)
     worst = worst_table(plan, selection.summary)
-    location = version.location
-    location.write("worst.parquet", parquet_bytes(_typed(pa.Table.from_pandas(worst, preserve_index=False))))
+    files = {"worst.parquet": parquet_bytes(_typed(pa.Table.from_pandas(worst, preserve_index=False)))}
     classes = _classes_table(summary)
     if classes is not None:
-        location.write("classes.parquet", parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False)))
-    tables = _tables(plan, version, selection, manifest["digest"])
+        files["classes.parquet"] = parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False))
+    tables = _tables(plan, version, stats, manifest["digest"], basis)
     for name, table in tables.items():
-        location.write(f"{name}.parquet", parquet_bytes(pa.Table.from_pandas(table, preserve_index=False)))
-    location.write("summary.json", dump_json(summary))
-    location.write("report.html", render_report(summary, worst, _previews(selection), tables).encode())
-    version.publish({"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")})
+        files[f"{name}.parquet"] = parquet_bytes(pa.Table.from_pandas(table, preserve_index=False))
+    files["summary.json"] = dump_json(summary)
+    files["report.html"] = render_report(summary, worst, _previews(selection), charts, tables).encode()
+    told = {"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")}
+    version.publish(files, plan.sink(version.location).metadata(), told)
     return summary
 
 
@@ -55,10 +58,8 @@ def worst_table(plan: Plan, summary: Summary) -> pd.DataFrame:
     return pd.DataFrame({**table, plan.task.ranked_by: summary.worst.scores, **described})
 
 
-def _tables(plan: Plan, version: Version, selection: Selection, manifest: str) -> dict[str, pd.DataFrame]:
+def _tables(plan: Plan, version: Version, stats: Stats, manifest: str, basis: str) -> dict[str, pd.DataFrame]:
     """What the method adds."""
-    basis = basis_of(manifest, [region.region for region in selection.bad])
-    stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
 
     def first() -> Block:
         return next(make_job(plan, version, manifest, basis, Region("first", 0, 1)).blocks())
@@ -79,7 +80,7 @@ def _with_missing(values: Array) -> Any:
     return pd.arrays.IntegerArray(values, none) if none.any() else values
 
 
-def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
+def _summary(plan: Plan, manifest: Json, selection: Selection, stats: Stats, crowd: Json) -> Json:
     summary, bad = selection.summary, selection.bad
     classes = None
     if summary.classes is not None:
@@ -89,8 +90,6 @@ def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection)
             "mean_score": [_number(mean) for mean in summary.classes.result().tolist()],
             "names": None,
         }
-    basis = basis_of(manifest["digest"], [region.region for region in bad])
-    stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
     return {
         "task": plan.task.name,
         "params": manifest["params"],
@@ -111,8 +110,9 @@ def _summary(plan: Plan, version: Version, manifest: Json, selection: Selection)
         },
         "classes": classes,
         "issues": _issues(summary, plan.task.class_unit),
+        "remarks": list(plan.task.remarks(plan.params, stats)),
         "statistics": plan.task.statistics(plan.params, stats),
-        **_crowd(plan, version, manifest["digest"], stats),
+        **crowd,
         "worst": len(summary.worst.rows),
         "inputs": manifest["inputs"],
         "output": manifest["output"],

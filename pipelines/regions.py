@@ -86,8 +86,7 @@ class RegionJob:
         return statistics(self.task_name, self.params, self.layout.regions.rows, self.version, self.basis, passes)
 
 
-@lru_cache(maxsize=32)
-def statistics(task_name: str, params: Any, n: int, version: Version, basis: str, passes: int | None) -> Stats:
+def read_statistics(task_name: str, params: Any, n: int, version: Version, basis: str, passes: int | None) -> Stats:
     """Results of the first passes of a run over n examples, or of all; None for those that were not needed."""
     stats: dict[str, Any] = {}
     for step in get_task(task_name).passes(params)[:passes]:
@@ -100,6 +99,9 @@ def statistics(task_name: str, params: Any, n: int, version: Version, basis: str
             raise RunFailed(what, str(version.run), "Run the same command again.")
         stats[step.name] = state.result()
     return stats
+
+
+statistics = lru_cache(maxsize=32)(read_statistics)
 
 
 def make_job(plan: Plan, version: Version, manifest: str, basis: str, region: Region) -> RegionJob:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from importlib.metadata import version as installed_version
 from typing import Any
 
@@ -20,7 +19,7 @@ from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.order import KWorst
 from labelqa_dask.core.summary import Summary
 from labelqa_dask.core.task import State, merge_states
-from labelqa_dask.storage.record import Receipt, Version
+from labelqa_dask.storage.record import Receipt, Version, content_digest
 from labelqa_dask.storage.sinks import checksum, parquet_bytes
 from labelqa_dask.storage.sources import as_ids
 from pipelines.bad_data import BadRegions
@@ -87,14 +86,14 @@ def _work_on(item: tuple[RegionJob, bool]) -> Outcome:
 def score_region(job: RegionJob) -> None:
     """Score one region: its blocks in turn, then what is kept of all its rows, then the receipt."""
     stats = job.statistics()
-    digest = sha256()
     columns: dict[str, list[Array]] = {}
+    blocks: dict[str, str] = {}
     details: dict[str, dict[str, list[Array]]] = {}
     summary: Summary | None = None
     ids = as_ids(job.ids.read((slice(job.region.start, job.region.stop),))) if job.ids else None
     for rows in job.row_blocks():
         part, per_row, written, tables = _score_rows(job, rows, stats, ids)
-        digest.update(written.encode())
+        blocks = _joined(blocks, written)
         for name, table in tables.items():
             for column, values in table.items():
                 details.setdefault(name, {}).setdefault(column, []).append(values)
@@ -105,10 +104,11 @@ def score_region(job: RegionJob) -> None:
     whole = {"id": ids} if ids is not None else {}
     whole |= {name: np.concatenate(values) for name, values in columns.items()}
     job.sink.write_rows(job.region.name, job.region.start, whole)
-    digest.update(checksum(whole).encode())
-    for name, parts in details.items():
-        digest.update(_write_details(job, name, {column: np.concatenate(each) for column, each in parts.items()}, ids))
-    _write_receipt(job, digest.hexdigest(), True, summary)
+    files = dict(
+        _write_details(job, name, {column: np.concatenate(each) for column, each in parts.items()}, ids)
+        for name, parts in details.items()
+    )
+    _write_receipt(job, summary, whole, blocks, files)
 
 
 def leave_out_region(job: RegionJob) -> None:
@@ -119,32 +119,46 @@ def leave_out_region(job: RegionJob) -> None:
         with suppress(InvalidInput):  # they may be what is bad
             ids = as_ids(job.ids.read((slice(start, stop),)))
     job.sink.leave_out(job.region.name, start, stop, job.outputs, ids)
-    nothing = np.full(stop - start, np.nan)
-    digest = sha256(checksum({"id": ids} if ids is not None else {}).encode())
-    _write_receipt(job, digest.hexdigest(), False, Summary.of(nothing, start, None, None, job.worst, {}))
+    summary = Summary.of(np.full(stop - start, np.nan), start, None, None, job.worst, {})
+    _write_receipt(job, summary, {"id": ids} if ids is not None else {}, {}, {}, scored=False)
 
 
-def _write_receipt(job: RegionJob, digest: str, scored: bool, summary: Summary) -> None:
+def _write_receipt(
+    job: RegionJob,
+    summary: Summary,
+    rows: Mapping[str, Array],
+    blocks: Mapping[str, str],
+    files: Mapping[str, str],
+    *,
+    scored: bool = True,
+) -> None:
     start, stop = job.region.start, job.region.stop
-    cuts = tuple(rows.start for rows in job.row_blocks())
-    receipt = Receipt(job.region.name, start, stop, job.basis, (*cuts, stop), digest[:32], scored, summary)
+    cuts = (*(cut.start for cut in job.row_blocks()), stop)
+    digests = {name: checksum(values) for name, values in rows.items()}
+    of_blocks = {name: content_digest(written.encode()) for name, written in blocks.items()}
+    receipt = Receipt(job.region.name, start, stop, job.basis, scored, cuts, digests, of_blocks, summary, files)
     job.version.write_receipt(receipt)
 
 
-def _write_details(job: RegionJob, name: str, columns: dict[str, Array], ids: Array | None) -> bytes:
-    """Write a region's part of a table with rows of its own; returns the digest of what it holds."""
+def _joined(left: Mapping[str, str], right: Mapping[str, str]) -> dict[str, str]:
+    return {name: left.get(name, "") + digests for name, digests in right.items()}
+
+
+def _write_details(job: RegionJob, name: str, columns: dict[str, Array], ids: Array | None) -> tuple[str, str]:
+    """Write a region's part of a table with rows of its own; returns its path and digest."""
     if ids is not None:
         columns = {"row": columns["row"], "id": ids[columns["row"] - job.region.start], **columns}
-    job.version.location.write(f"{name}/part-{job.region.name}.parquet", parquet_bytes(pa.table(columns)))
-    return checksum(columns).encode()
+    path, content = f"{name}/part-{job.region.name}.parquet", parquet_bytes(pa.table(columns))
+    job.version.location.write(path, content)
+    return path, content_digest(content)
 
 
 def _score_rows(
     job: RegionJob, rows: slice, stats: Any, ids: Array | None
-) -> tuple[Summary, dict[str, Array], str, _Details]:
+) -> tuple[Summary, dict[str, Array], dict[str, str], _Details]:
     """Score a range of rows, tile by tile.
 
-    Returns the summary, the scores per example, the digest of what has been written already, and tables of their own.
+    Returns the summary, the scores per example, digests of what has been written already, and tables of their own.
     """
     tiles = list(job.layout.tiles())
     total = _score_tile(job, rows, tiles[0], stats, only_tile=len(tiles) == 1)
@@ -167,14 +181,15 @@ class _Tile:
     per_example: dict[str, Any]
     classes: ClassScores | None
     pairs: ClassPairs | None
-    written: str
+    written: dict[str, str]
     described: Any
     details: _Details
 
     def merge(self, other: _Tile) -> _Tile:
         merged = {name: state.merge(other.per_example[name]) for name, state in self.per_example.items()}
         classes, pairs = merge_states(self.classes, other.classes), merge_states(self.pairs, other.pairs)
-        return _Tile(merged, classes, pairs, self.written + other.written, self.described.merge(other.described), {})
+        written, described = _joined(self.written, other.written), self.described.merge(other.described)
+        return _Tile(merged, classes, pairs, written, described, {})
 
 
 def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: Any, *, only_tile: bool) -> _Tile:
@@ -186,14 +201,14 @@ def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: A
     block, where = job.read(rows, tile)
     scores = task.score(block, job.params, stats)
     per_example = {}
-    written = ""
+    written = {}
     for spec in task.written(job.params):
         values = scores[spec.name]
         if isinstance(values, State) or by_rows(spec.dims):
             per_example[spec.name] = values
         else:
             job.sink.write_block(spec.name, tuple(where[dim] for dim in spec.dims), values)
-            written += checksum({spec.name: values})
+            written[spec.name] = checksum(values)
     ranked = finished(per_example)[task.ranked_by]
     examples = KWorst.candidates(ranked, job.worst) if only_tile else np.arange(len(ranked))
     classes, pairs = task.class_scores(block, scores), task.class_pairs(scores)

@@ -85,6 +85,29 @@ def long_form(labels: NDArray[np.float64], seed: int = 0) -> pd.DataFrame:
     return rows.sample(frac=1, random_state=seed)
 
 
+def regression_data(n: int, kind: str = "normal", seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Labels (n,) and predictions (n,) of a distribution: normal, or one that makes the nearest hard to tell."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=n)
+    if kind == "heavy-tailed":
+        labels = rng.standard_t(3, size=n)
+        return labels, labels + rng.standard_t(3, size=n)
+    if kind == "log-normal":  # with gross errors
+        true = rng.lognormal(size=n)
+        gross = np.where(rng.random(n) < 0.01, rng.lognormal(3, 2, n), 1.0)
+        return true * gross, true * np.exp(0.2 * noise)
+    if kind == "clustered":
+        labels, residuals = 5 * rng.normal(size=(2, 8))[:, rng.integers(0, 8, n)] + 0.1 * rng.normal(size=(2, n))
+        return labels, labels + residuals
+    if kind == "ratings":
+        labels = rng.integers(1, 6, n).astype(np.float64)
+        return labels, labels + 0.7 * noise
+    if kind == "constant":
+        return np.full(n, 3.3), 3.3 + noise
+    labels = rng.normal(size=n)
+    return labels, labels + 0.5 * noise
+
+
 @st.composite
 def cuts(draw: st.DrawFn, size: int) -> tuple[int, ...]:
     """Sizes of the pieces that an axis is cut into; they add up to its size."""

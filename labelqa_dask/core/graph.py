@@ -82,7 +82,7 @@ def map_scores(
 ) -> dict[str, da.Array]:
     """Lazy outputs of a task over aligned arrays, chunked like them."""
     chunks = dict(zip(task.dims, arrays[task.inputs[-1].name].chunks, strict=True))
-    predictions = arrays[task.input("probabilities").name].dtype
+    predictions = arrays[task.inputs[-1].name].dtype
     boxes = _map(task, task.score, arrays, params, stats, resolution)
     outputs = {}
     for spec in task.written(params):

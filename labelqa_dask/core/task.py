@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from labelqa_dask.core.charts import Chart
 from labelqa_dask.core.class_scores import ClassPairs, ClassScores
 from labelqa_dask.core.errors import InvalidConfig, nearest
 from labelqa_dask.core.kernels import Array
@@ -60,13 +61,14 @@ StateT = TypeVar("StateT", bound=State)
 class ArraySpec:
     """An array that a task reads or writes, by name, named dimensions and the kind of its values.
 
-    Labels are class ids; indicators are labels that say 0 or 1 for each class, and may be `LabelSets` in memory.
-    `annotations` are `Annotations`: any number of labels per example.
+    Labels are class ids; indicators are labels that say 0 or 1 for each class, and may be `LabelSets` in memory; values
+    are numbers of any kind, labels and predictions alike. `annotations` are
+    `Annotations`: any number of labels per example.
     """
 
     name: str
     dims: tuple[str, ...]
-    kind: Literal["labels", "indicators", "probabilities", "scores", "issues", "annotations", "counts"]
+    kind: Literal["labels", "indicators", "probabilities", "values", "scores", "issues", "annotations", "counts"]
     accumulated: bool = False
 
     def score_dtype(self, predictions: np.dtype[Any]) -> np.dtype[Any]:
@@ -242,6 +244,14 @@ class Task(ABC, Generic[ParamsT]):
     def statistics(self, params: ParamsT, stats: Stats) -> dict[str, Any]:
         """What readers are told of the global statistics: numbers, and lists of numbers, by name."""
         return {name: np.asarray(result).tolist() for name, result in stats.items()}
+
+    def remarks(self, params: ParamsT, stats: Stats) -> tuple[str, ...]:
+        """Sentences that a reader of the scores must not miss, such as that a tolerance was not met."""
+        return ()
+
+    def charts(self, params: ParamsT, stats: Stats) -> tuple[Chart, ...]:
+        """What the report shows of the whole data, from the global statistics."""
+        return ()
 
     @abstractmethod
     def class_scores(self, block: Block, scores: Mapping[str, Any]) -> ClassScores | None:

@@ -10,14 +10,14 @@ import io
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import obstore
 from obstore import exceptions
@@ -25,6 +25,9 @@ from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store
 from pydantic import BaseModel, ConfigDict, Field
 
 from labelqa_dask.core.errors import InvalidConfig, StorageError
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 # The store of each scheme, and what it calls the address of its server.
 _STORES: dict[str, tuple[Any, str]] = {
@@ -156,13 +159,7 @@ class Location:
 
     def read_many(self, paths: Iterable[str]) -> Iterator[bytes]:
         """The contents of objects, in turn; a few are read ahead, so that few are held."""
-        waiting = iter(paths)
-        with ThreadPoolExecutor(_READ_AHEAD) as pool:
-            ahead = deque(pool.submit(self.read, path) for path in islice(waiting, 2 * _READ_AHEAD))
-            while ahead:
-                content = ahead.popleft().result()
-                ahead.extend(pool.submit(self.read, path) for path in islice(waiting, 1))
-                yield content
+        return map_ahead(self.read, paths, _READ_AHEAD)
 
     def write(self, path: str, content: bytes) -> None:
         """Write an object whole: a reader sees the old one or the new one, never a part."""
@@ -228,6 +225,17 @@ class Location:
             raise
         except (exceptions.BaseError, OSError) as error:
             raise _explained(error, place) from error
+
+
+def map_ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT], threads: int) -> Iterator[ResultT]:
+    """Results of a function for each item, in turn; a few are worked on ahead, however many there are."""
+    waiting = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        ahead = deque(pool.submit(function, item) for item in islice(waiting, 2 * threads))
+        while ahead:
+            result = ahead.popleft().result()
+            ahead.extend(pool.submit(function, item) for item in islice(waiting, 1))
+            yield result
 
 
 class RangeReader(io.RawIOBase):

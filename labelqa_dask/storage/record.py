@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Self, TypeVar, get_type_hints
 
 import numpy as np
@@ -55,19 +55,22 @@ class Receipt(Sealed):
     Attributes
     ----------
     basis : digest of what the scores rest on: the manifest, and the regions that its statistics leave out.
-    cuts : where the rows were cut into blocks, both ends included.
-    checksum : digest of what was written, block by block.
     scored : whether there are scores; a region whose data cannot be scored is written without any.
+    cuts : where the rows were cut into blocks, both ends included.
+    rows, blocks : digest of each output that was written for all rows at once, and of each one written block by block.
+    files : digest of each further file, by its path in the version.
     """
 
     region: str
     start: int
     stop: int
     basis: str
-    cuts: tuple[int, ...]
-    checksum: str
     scored: bool
+    cuts: tuple[int, ...]
+    rows: Mapping[str, str]
+    blocks: Mapping[str, str]
     summary: Summary
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,13 @@ class BadRegion(Sealed):
     stop: int
     manifest: str
     reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Published(Sealed):
+    """Digest of each file of a version that no region has written."""
+
+    files: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,12 @@ class Version:
     def write_bad_region(self, bad: BadRegion) -> None:
         self.run.write(f"bad/{bad.region}.json", bad.to_json())
 
+    def published_files(self) -> Mapping[str, str] | None:
+        """Digest of each file that was published beside the scores, or None where they cannot be read."""
+        content = self.run.read_if_exists("published.json")
+        published = Published.from_json(content) if content is not None else None
+        return published.files if published else None
+
     def read_state(self, name: str, kind: type[StateT], basis: str) -> StateT | None:
         """The state of a finished pass, or None where it is to be done."""
         content = self.run.read_if_exists(f"stats/{name}.npz")
@@ -148,8 +164,16 @@ class Version:
         np.savez(buffer, basis=np.array(basis), **{f.name: getattr(state, f.name) for f in fields(state)})
         self.run.write(f"stats/{name}.npz", buffer.getvalue())
 
-    def publish(self, content: Json) -> None:
-        """Make this the version that readers find."""
+    def publish(self, files: Mapping[str, bytes], metadata: Iterable[str], content: Json) -> None:
+        """Write what readers want, and last of all the pointer that lets them find it.
+
+        Digests of these files, and of the metadata that were there before, are written down to be verified.
+        """
+        digests = {path: content_digest(self.location.read(path)) for path in metadata}
+        for path, file in files.items():
+            self.location.write(path, file)
+            digests[path] = content_digest(file)
+        self.run.write("published.json", Published(digests).to_json())
         self.out.write("latest.json", dump_json({"version": self.name, **content}))
 
 
@@ -230,14 +254,18 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
+def content_digest(content: bytes) -> str:
+    """Digest of an object."""
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
 def dump_json(content: Any) -> bytes:
     """JSON for people and machines: indented, in the order given, exact floats, no NaN."""
     return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _digest(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return content_digest(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
 
 
 # States and receipts as JSON, by their own type annotations.

@@ -17,10 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
+from obstore.exceptions import BaseError
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
 from zarr.storage import ObjectStore as ZarrObjectStore
 
+from labelqa_dask.core.errors import StorageError
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.storage.location import Location
 
@@ -55,6 +57,15 @@ class Sink(Protocol):
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
     ) -> None: ...
+    def metadata(self) -> list[str]:
+        """Objects that no region writes, by their path in the version."""
+        ...
+
+    def read_rows(self, region: str, name: str, start: int, stop: int) -> Array:
+        """What was written for the rows of a region; None in place of what is missing, where the format has that."""
+        ...
+
+    def read_block(self, name: str, index: tuple[slice, ...]) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,24 @@ class ZarrSink:
             with self._location_of(output.name).errors_of(output.name):
                 array = self._open(output.name)
                 array[start:stop] = ids if output.name == "id" and ids is not None else array.fill_value
+
+    def metadata(self) -> list[str]:
+        groups = [f"{group}.zarr/zarr.json" for group in sorted(set(self.groups.values()))]
+        return [*groups, *(f"{group}.zarr/{name}/zarr.json" for name, group in self.groups.items())]
+
+    def read_rows(self, region: str, name: str, start: int, stop: int) -> Array:
+        return self.read_block(name, (slice(start, stop),))
+
+    def read_block(self, name: str, index: tuple[slice, ...]) -> Array:
+        location = self._location_of(name)
+        with location.errors_of(name):
+            try:
+                values = np.asarray(self._open(name)[index])
+            except (BaseError, OSError, MemoryError):
+                raise
+            except Exception as error:  # what a codec raises is not to be foreseen
+                raise StorageError(f"cannot be decoded ({error})", str(location / name)) from error
+        return values if values.dtype.kind in "biuf" else values.astype(object)
 
     def _location_of(self, name: str) -> Location:
         return self.location / f"{self.groups[name]}.zarr"
@@ -155,8 +184,35 @@ class ParquetSink:
             columns[output.name] = ids if kept else pa.nulls(stop - start, _arrow_type(output))
         self._write(region, columns)
 
+    def metadata(self) -> list[str]:
+        return []
+
+    def read_rows(self, region: str, name: str, start: int, stop: int) -> Array:
+        path = self.part(region)
+        content = self.location.read(path)
+        try:
+            table = pq.read_table(io.BytesIO(content), columns=["row", name])
+            if table["row"].to_pylist() != list(range(start, stop)):
+                raise StorageError("holds other rows than it should", str(self.location / path))
+            column = table[name].combine_chunks()
+            if column.null_count == len(column):
+                return np.full(len(column), None, object)
+            if pa.types.is_fixed_size_list(column.type):
+                return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            return column.to_numpy(zero_copy_only=False)
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise StorageError(f"cannot be read as Parquet: {error}", str(self.location / path)) from error
+
+    def read_block(self, name: str, index: tuple[slice, ...]) -> Array:
+        raise NotImplementedError(f"{name} has a value per pixel, which Parquet cannot hold; plan refuses this")
+
+    @staticmethod
+    def part(region: str) -> str:
+        """The file of a region."""
+        return f"part-{region}.parquet"
+
     def _write(self, region: str, columns: Mapping[str, Any]) -> None:
-        self.location.write(f"part-{region}.parquet", parquet_bytes(pa.table(dict(columns))))
+        self.location.write(self.part(region), parquet_bytes(pa.table(dict(columns))))
 
 
 def _arrow_type(output: OutputArray) -> pa.DataType:
@@ -176,15 +232,12 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def checksum(columns: Mapping[str, Array]) -> str:
-    """Digest of what arrays hold, whatever format they are written in."""
-    digest = sha256()
-    for name in sorted(columns):
-        values = columns[name]
-        digest.update(f"{name}{values.shape}{values.dtype}".encode())
-        if values.dtype == object:
-            for value in values.tolist():
-                digest.update(f"{len(value)}:{value}".encode())
-        else:
-            digest.update(np.ascontiguousarray(values).view(np.uint8).data)
+def checksum(values: Array) -> str:
+    """Digest of what an array holds, whatever format it is written in."""
+    digest = sha256(f"{values.shape}{values.dtype}".encode())
+    if values.dtype == object:
+        for value in values.tolist():
+            digest.update(f"{len(value)}:{value}".encode())
+    else:
+        digest.update(np.ascontiguousarray(values).view(np.uint8).data)
     return digest.hexdigest()[:32]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from labelqa_dask.core.charts import Chart, Density, Distribution
 from pipelines.report import charts, images, tables, text
 from pipelines.report.images import Preview
 from pipelines.report.tables import ClassNames
@@ -67,6 +68,31 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class DensityPicture:
+    """Where examples lie on a plane, as a picture with its axes."""
+
+    title: str
+    x: str
+    y: str
+    source: str
+    alt: str
+    left: str
+    right: str
+    bottom: str
+    top: str
+
+
+@dataclass(frozen=True)
+class DistributionChart:
+    """How many examples have which value, as bars."""
+
+    title: str
+    x: str
+    bars: Markup
+    logarithmic: bool
+
+
+@dataclass(frozen=True)
 class Card:
     """One of the worst images."""
 
@@ -83,6 +109,7 @@ def render_report(
     summary: Mapping[str, Any],
     worst: pd.DataFrame,
     previews: Sequence[Preview] = (),
+    charts_of_task: Sequence[Chart] = (),
     further: Mapping[str, pd.DataFrame] = {},
 ) -> str:
     """The report of an audit as one HTML document that needs nothing else: no network, no scripts.
@@ -97,6 +124,8 @@ def render_report(
         exist, ``id``, ``given_label``, ``suggested_label`` and further columns.
     previews : sequence of Preview
         Images to show, worst first.
+    charts_of_task : sequence of Chart
+        What the method shows of the whole data.
     further : mapping of str to DataFrame
         Tables that the method adds: ``annotators``.
 
@@ -131,6 +160,9 @@ def render_report(
         score_scale=images.score_scale_png(),
         worst=tables.worst_table(worst, score["name"], names),
         classes=tables.class_table(classes, per_class, names) if classes else None,
+        remarks=summary.get("remarks") or [],
+        densities=[_density(each, words) for each in charts_of_task if isinstance(each, Density)],
+        distributions=[_distribution(each, words) for each in charts_of_task if isinstance(each, Distribution)],
         issues=tables.pairs_table(issues, issues["unit"], names) if issues else None,
         statistics=tables.statistics_table(statistics),
         settings=tables.settings_table(summary),
@@ -244,6 +276,26 @@ def _crowd(crowd: Mapping[str, Any], names: ClassNames) -> Crowd | None:
         tables.confusion_table(crowd["confusion"], names) if "confusion" in crowd else None,
         tables.left_out_table(crowd) if crowd.get("bad") else None,
     )
+
+
+def _density(data: Density, words: TaskWords) -> DensityPicture:
+    (left, right), (bottom, top) = data.x_range.tolist(), data.y_range.tolist()
+    alt = (
+        f"{data.y} against {data.x} of {text.integer(data.counts.sum())} {words.many}, coloured by score: "
+        f"{data.x} from {left:.4g} to {right:.4g}, {data.y} from {bottom:.4g} to {top:.4g}."
+    )
+    source = images.density_png(data.counts, data.mean_scores)
+    return DensityPicture(
+        data.title, data.x, data.y, source, alt, *(f"{each:.4g}" for each in (left, right, bottom, top))
+    )
+
+
+def _distribution(data: Distribution, words: TaskWords) -> DistributionChart:
+    low, high = data.x_range.tolist()
+    counts = data.counts.astype(int).tolist()
+    label = f"Histogram of {text.integer(sum(counts))} values, {data.x}, from {low:.4g} to {high:.4g}."
+    bars = charts.histogram(charts.Histogram(low, high, counts), None, label, words.many)
+    return DistributionChart(data.title, data.x, bars, charts.CountAxis.of(counts).logarithmic)
 
 
 def _card(preview: Preview, names: ClassNames) -> Card:

@@ -114,7 +114,7 @@ def test_there_are_methods_to_test() -> None:
 @each_method
 def test_a_method_declares_what_the_engines_rely_on(task: Any, params: Any) -> None:
     assert get_task(task.name) is task
-    assert task.inputs[0].kind in ("labels", "indicators", "annotations")
+    assert task.inputs[0].name in ("labels", "annotations")
     assert set().union(*(spec.dims for spec in task.inputs)) == set(task.dims)
     ranked = next(spec for spec in task.written(params) if spec.name == task.ranked_by)
     assert ranked.dims == ("example",)

@@ -20,7 +20,7 @@ from labelqa_dask.core.task import get_task
 from labelqa_dask.storage.location import Location
 from tests.pipelines.audits import Audit
 from tests.stores import Place
-from tests.strategies import multiclass_data, segmentation_data
+from tests.strategies import multiclass_data, multilabel_data, segmentation_data
 
 ROWS, REGION_ROWS, CLASSES = 42, 5, 4
 FILES = (12, 20, 10)
@@ -66,6 +66,10 @@ class Example:
         arrays = {name: values[rows] for name, values in self.arrays.items()}
         return public.run(task, arrays, task.params(**self.params))
 
+    @property
+    def ranked_by(self) -> str:
+        return get_task(self.task).ranked_by
+
     def region_of(self, row: int) -> NDArray[np.intp]:
         start = row // REGION_ROWS * REGION_ROWS
         return np.arange(start, min(start + REGION_ROWS, ROWS))
@@ -89,6 +93,23 @@ def _multiclass() -> Example:
     )
 
 
+def _multilabel() -> Example:
+    labels, pred_probs = multilabel_data(ROWS, CLASSES, seed=5)
+    return Example(
+        "multilabel",
+        {"labels": labels, "pred_probs": pred_probs},
+        "pred_probs",
+        {
+            "label too high": BadValue("labels", (1,), 2, "label 2 is neither 0 nor 1"),
+            "label negative": BadValue("labels", (1,), -1, "label -1 is neither 0 nor 1"),
+            "not a number": BadValue("pred_probs", (1,), np.nan, "probability is nan"),
+            "infinite": BadValue("pred_probs", (1,), np.inf, "probability is inf"),
+            "out of range": BadValue("pred_probs", (1,), 1.5, r"probability 1.5 is outside [0, 1]"),
+        },
+        {"adjust_pred_probs": True},
+    )
+
+
 def _segmentation() -> Example:
     labels, pred_probs = segmentation_data(ROWS, CLASSES, 6, 8, seed=4)
     return Example(
@@ -106,7 +127,12 @@ def _segmentation() -> Example:
     )
 
 
-TASKS = {example.task: example for example in (_multiclass(), _segmentation())}
+TASKS = {
+    "multiclass": _multiclass(),
+    "multilabel": _multilabel(),
+    "segmentation": _segmentation(),
+    "num_pixel_issues": replace(_segmentation(), params={"method": "num_pixel_issues"}),
+}
 FORMATS = [(name, kind) for name, example in TASKS.items() for kind in ("zarr", "parquet")[: 1 + example.parquet]]
 IN_PARQUET = [name for name, kind in FORMATS if kind == "parquet"]
 CASES = [(name, case) for name, example in TASKS.items() for case in example.bad_values]
@@ -125,8 +151,8 @@ def store_zarr(location: Location, example: Example, rows: int = REGION_ROWS) ->
 
 
 def store_parquet(location: Location, example: Example, files: Iterable[int] = FILES) -> dict[str, Any]:
-    """Files of uneven length with one row group per region; what has several values per row is a column of lists."""
-    table = pa.table({name: pa.array(list(values)) for name, values in example.columns.items()})
+    """Files of uneven length; what has several values per row is a column of lists of one length."""
+    table = pa.table({name: _column(values) for name, values in example.columns.items()})
     start = 0
     for number, length in enumerate(files):
         buffer = io.BytesIO()
@@ -134,6 +160,10 @@ def store_parquet(location: Location, example: Example, files: Iterable[int] = F
         location.write(f"part-{number}.parquet", buffer.getvalue())
         start += length
     return {name: {"uri": f"{location.url}/part-*.parquet", "column": name} for name in example.columns}
+
+
+def _column(values: NDArray[Any]) -> pa.Array:
+    return pa.array(values) if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
 
 
 def audit_of(place: Place, client: Client, example: Example, kind: str = "zarr", **settings: Any) -> Audit:
@@ -151,9 +181,11 @@ def audit_of(place: Place, client: Client, example: Example, kind: str = "zarr",
 
 def scores_of(audit: Audit, rows: int = ROWS) -> dict[str, NDArray[Any]]:
     """What an audit has published, by column."""
-    scores = audit.run().run.scores
+    run = audit.run().run
+    scores = run.scores
     if audit.settings["output"]["format"] == "zarr":
-        return {str(name): scores[name].values for name in scores.variables}  # type: ignore[union-attr]
+        groups = [scores, run.issues] if (run.version.location / "issues.zarr").exists() else [scores]
+        return {str(name): group[name].values for group in groups for name in group.variables}  # type: ignore[union-attr]
     frame = scores.compute()  # type: ignore[union-attr]
     assert len(frame) == rows
     return {str(name): frame[name].to_numpy() for name in frame.columns}

@@ -56,7 +56,8 @@ def summary_of(values: NDArray[np.float64], ids: NDArray[Any] | None = None, cla
 
 
 def receipt_of(summary: Summary, region: str = "00003") -> Receipt:
-    return Receipt(region, 30, 40, "digest of the manifest", (30, 37, 40), "checksum of the content", True, summary)
+    rows, blocks = {"id": "digest", "image_scores": "another"}, {"pixel_scores": "a third"}
+    return Receipt(region, 30, 40, "digest of the manifest", True, (30, 37, 40), rows, blocks, summary)
 
 
 def assert_same(left: Any, right: Any) -> None:
@@ -321,7 +322,7 @@ def test_versions_are_numbered_and_the_newest_unpublished_one_is_unfinished(plac
     assert latest(out) is None
     assert unfinished(out) == first
     assert next_version(out).name == "v000002"
-    first.publish({"task": "multiclass"})
+    first.publish({}, [], {"task": "multiclass"})
     assert latest(out) == first
     assert unfinished(out) is None
     assert json.loads(out.read("latest.json")) == {"version": "v000001", "task": "multiclass"}
@@ -329,7 +330,7 @@ def test_versions_are_numbered_and_the_newest_unpublished_one_is_unfinished(plac
         Version(out, name).write_manifest(signed(MANIFEST))
     assert unfinished(out) == Version(out, "v000010")
     assert next_version(out).name == "v000011"
-    Version(out, "v000010").publish({})
+    Version(out, "v000010").publish({}, [], {})
     assert unfinished(out) is None
     assert latest(out) == Version(out, "v000010")
 
@@ -344,7 +345,7 @@ def test_only_versions_count_as_versions(place: Place) -> None:
 def test_a_publication_replaces_the_one_before(place: Place) -> None:
     out = place("out")
     for name in ["v000001", "v000002"]:
-        Version(out, name).publish({"task": "x" * 100 if name == "v000001" else "y"})
+        Version(out, name).publish({}, [], {"task": "x" * 100 if name == "v000001" else "y"})
     assert json.loads(out.read("latest.json")) == {"version": "v000002", "task": "y"}
 
 
