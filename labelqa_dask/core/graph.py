@@ -8,7 +8,7 @@ element; boxes reduce as trees.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -131,6 +131,15 @@ def results_of(states: Mapping[str, Delayed]) -> Delayed | Mapping[str, Any]:
     return delayed(_results)(dict(states)) if states else {}
 
 
+def merge_tree(states: Sequence[Delayed]) -> Delayed:
+    """Lazy merge of lazy states, in their order."""
+    while len(states) > 1:
+        states = [
+            delayed(_merge_states)(list(states[i : i + _SPLIT_EVERY])) for i in range(0, len(states), _SPLIT_EVERY)
+        ]
+    return states[0]
+
+
 def pick_lazily(stats: Delayed | Mapping[str, Any], name: str, shape: tuple[int, ...], dtype: Any) -> da.Array:
     """One of the results of passes, an array of a known shape."""
     return da.from_delayed(delayed(getitem)(stats, name), shape=shape, dtype=dtype)
@@ -244,3 +253,7 @@ def _open(box: Array, name: str) -> Array:
 
 def _results(states: Mapping[str, State | None]) -> dict[str, Any]:
     return {name: None if state is None else state.result() for name, state in states.items()}
+
+
+def _merge_states(states: list[State]) -> State:
+    return reduce(lambda left, right: left.merge(right), states)

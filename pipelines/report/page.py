@@ -110,6 +110,7 @@ def render_report(
     worst: pd.DataFrame,
     previews: Sequence[Preview] = (),
     charts_of_task: Sequence[Chart] = (),
+    further: Mapping[str, pd.DataFrame] = {},
 ) -> str:
     """The report of an audit as one HTML document that needs nothing else: no network, no scripts.
 
@@ -125,6 +126,8 @@ def render_report(
         Images to show, worst first.
     charts_of_task : sequence of Chart
         What the method shows of the whole data.
+    further : mapping of str to DataFrame
+        Tables that the method adds: ``annotators``.
 
     Returns
     -------
@@ -163,6 +166,8 @@ def render_report(
         issues=tables.pairs_table(issues, issues["unit"], names) if issues else None,
         statistics=tables.statistics_table(statistics),
         settings=tables.settings_table(summary),
+        annotators=tables.sorted_tables(further["annotators"]) if "annotators" in further else None,
+        crowd=_crowd(summary.get("crowd") or {}, names),
         inputs=tables.inputs_table(summary.get("inputs") or {}),
         software=summary.get("software") or {},
     )
@@ -240,6 +245,37 @@ def _chart(summary: Mapping[str, Any], histogram: charts.Histogram, words: TaskW
     )
     mean = None if text.is_missing(score["mean"]) else score["mean"]
     return charts.histogram(histogram, mean, label, words.many)
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """What is told of how annotators agree."""
+
+    sentence: str
+    agreement: Markup | None
+    shares: charts.Histogram | None
+    confusion: tables.Table | None
+    bad: tables.Table | None
+
+
+def _crowd(crowd: Mapping[str, Any], names: ClassNames) -> Crowd | None:
+    if not crowd:
+        return None
+    sentence = (
+        f"{text.integer(crowd['annotators'])} annotators gave {text.integer(crowd['annotations'])} labels that count."
+    )
+    agreement = shares = None
+    if any(crowd.get("agreement") or []):
+        shares = charts.Histogram(0.0, 1.0, crowd["agreement"])
+        label = "Histogram of the share of an example's annotators who gave the consensus label."
+        agreement = charts.histogram(shares, None, label, "examples")
+    return Crowd(
+        sentence,
+        agreement,
+        shares,
+        tables.confusion_table(crowd["confusion"], names) if "confusion" in crowd else None,
+        tables.left_out_table(crowd) if crowd.get("bad") else None,
+    )
 
 
 def _density(data: Density, words: TaskWords) -> DensityPicture:
