@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from labelqa_dask.core.kernels import Array, as_labels, as_predictions, kernel
 
 
+# Up to so many classes their pairs are counted in a square.
+_DENSE_CLASSES = 512
+
+
 @dataclass(frozen=True)
 class ClassScores:
     """A mergeable state over (k,) raw sums, by the class as labelled."""
@@ -51,9 +55,15 @@ class ClassPairs:
     count: NDArray[np.int64]
 
     @classmethod
-    def of(cls, given: Array, suggested: Array) -> Self:
-        """State of (m,) pairs of classes."""
-        return cls._added(given.astype(np.int64), suggested.astype(np.int64), np.ones(len(given), np.int64))
+    def of(cls, given: Array, suggested: Array, where: Array, k: int) -> Self:
+        """State of the pairs of classes in 0..k-1 at the marked places of arrays of one shape."""
+        if k > _DENSE_CLASSES:
+            chosen = given[where].astype(np.int64), suggested[where].astype(np.int64)
+            return cls._added(*chosen, np.ones(len(chosen[0]), np.int64))
+        count = np.zeros((k, k), np.int64)
+        _count_pairs(as_labels(given).ravel(), suggested.ravel(), where.ravel(), count)
+        occurring = np.nonzero(count)
+        return cls(occurring[0], occurring[1], count[occurring])
 
     def merge(self, other: Self) -> Self:
         return self._added(
@@ -71,6 +81,14 @@ class ClassPairs:
         total = np.zeros(len(pairs), np.int64)
         np.add.at(total, index, count)
         return cls(pairs >> 32, pairs & 0xFFFFFFFF, total)
+
+
+@kernel
+def _count_pairs(given: Any, suggested: Any, where: Any, count: Any) -> None:
+    """Add to counts (k, k) by given and suggested class. Floor: the marks read once, and the classes where marked."""
+    for i in range(len(where)):
+        if where[i]:
+            count[given[i], suggested[i]] += 1
 
 
 @kernel

@@ -86,7 +86,7 @@ class Multiclass(Task[MulticlassParams]):
         given = np.take_along_axis(block["pred_probs"], elements.labels[:, None].astype(np.intp), axis=1)[:, 0]
         nearly = given.astype(elements.confidence.dtype) + elements.confidence.dtype.type(_AGREEMENT_MARGIN)
         issues = candidates & (elements.predicted != elements.labels) & (nearly <= elements.confidence)
-        pairs = ClassPairs.of(elements.labels[issues], elements.predicted[issues])
+        pairs = ClassPairs.of(elements.labels, elements.predicted, issues, elements.k)
         return {**scores, "is_issue": issues, "issue_pairs": pairs}
 
     def class_scores(self, block: Block, scores: Mapping[str, Any]) -> ClassScores:

@@ -42,32 +42,33 @@ def inspect(
             if check and not _valid_strip(given, probs, start, stop, ignores, ignored):
                 return i
             if predict:
-                _predict(probs, start, stop, predicted[i].reshape(size), confidence[i].reshape(size))
-            for j in range(start, stop):
-                label = given[j]
+                best, arg = confidence[i].reshape(size)[start:stop], predicted[i].reshape(size)[start:stop]
+                best[:], arg[:] = probs[0, start:stop], 0
+                for c in range(1, k):
+                    _take_higher(probs[c, start:stop], c, best, arg)
+            part, strip_probs, strip_scores = given[start:stop], probs[:, start:stop], out[start:stop]
+            for j in range(len(part)):
+                label = part[j]
                 if ignores and label == ignored:
-                    out[j] = np.nan
+                    strip_scores[j] = np.nan
                     continue
                 if label < 0 or label >= k:
                     return i
-                out[j] = probs[label, j]
-                if check and out[j] == 0 and _never_written(probs, j):
+                score = strip_probs[label, j]
+                strip_scores[j] = score
+                if check and score == 0 and _never_written(strip_probs, j):
                     return i
     return -1
 
 
-@inlined
-def _predict(probs: Any, start: int, stop: int, predicted: Any, confidence: Any) -> None:
-    """Most probable class, the first of equal ones; read class by class, as it is stored."""
-    for j in range(start, stop):
-        confidence[j] = probs[0, j]
-        predicted[j] = 0
-    for c in range(1, len(probs)):
-        row = probs[c]
-        for j in range(start, stop):
-            higher = row[j] > confidence[j]
-            confidence[j] = row[j] if higher else confidence[j]
-            predicted[j] = c if higher else predicted[j]
+@kernel
+def _take_higher(probs: Any, c: int, best: Any, arg: Any) -> None:
+    """Where a class is more probable than those before, take it; without a branch, so that it vectorises."""
+    number = np.int32(c)
+    for j in range(len(probs)):
+        higher = probs[j] > best[j]
+        best[j] = probs[j] if higher else best[j]
+        arg[j] = number if higher else arg[j]
 
 
 @kernel

@@ -140,7 +140,7 @@ class Segmentation(Task[SegmentationParams]):
             "pixel_scores": pixels.scores,
             "is_issue": issues,
             "predicted": pixels.predicted,
-            "issue_pairs": ClassPairs.of(pixels.labels[issues], pixels.predicted[issues]),
+            "issue_pairs": ClassPairs.of(pixels.labels, pixels.predicted, issues, pixels.k),
         }
 
     def class_scores(self, block: Block, scores: Mapping[str, Any]) -> ClassScores:
