@@ -75,20 +75,14 @@ class RegressionParams(Params):
 
     @model_validator(mode="after")
     def _neighbours_are_for_outre(self) -> Self:
-        given = self.model_fields_set & {
-            "residual_scale",
-            "frac_neighbors",
-            "distance_scaling",
-            "neighbors",
-            "tolerance",
-        }
-        if self.method == "residual" and any(getattr(self, name) != _default(name) for name in given):
-            raise ValueError(f"{' and '.join(sorted(given))} belong to method outre; leave them out for residual")
+        changed = [
+            name
+            for name, field in type(self).model_fields.items()
+            if name != "method" and getattr(self, name) != field.default
+        ]
+        if self.method == "residual" and changed:
+            raise ValueError(f"{' and '.join(changed)} belong to method outre; leave them out for residual")
         return self
-
-
-def _default(name: str) -> Any:
-    return RegressionParams.model_fields[name].default
 
 
 def get_label_quality_scores(

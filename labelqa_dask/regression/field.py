@@ -122,11 +122,19 @@ class Field:
             + 2 * gradients[:, 0] * gradients[:, 1] * masses.xy
             + gradients[:, 1] ** 2 * masses.yy
         )
+        error_of_scale = 0.0
         if settings.scaled:
-            scale = scale_of(_smeared_median(distances, np.sqrt(np.maximum(3 * spread, 0)), masses.weight), True)
+            half_widths = np.sqrt(np.maximum(3 * spread, 0))
+            scale, plain = (
+                scale_of(_smeared_median(distances, widths, masses.weight), True)
+                for widths in (half_widths, np.zeros_like(half_widths))
+            )
+            # A score exp(-d / scale) changes by no more than 1 / e of a change of the scale, and what spreading the
+            # cells has changed is taken to be right to two thirds.
+            error_of_scale = abs(scale - plain) / scale / np.e / 3
         seen = _values(patches[patch_of[checks.cell], :], *plane.raw(checks.x, checks.y))[0]
         measured = np.abs(np.exp(-seen / scale) - np.exp(-finest / scale)).max()
-        error = max(float(measured), error_of_patches) + error_of_sources
+        error = max(float(measured), error_of_patches) + error_of_sources + error_of_scale
         means = np.stack([*plane.raw(masses.x, masses.y), distances, masses.weight], axis=1)
         return cls(grid, patch_of, patches, scale, error, len(sources.masses.x), patching.places, means)
 
@@ -241,8 +249,8 @@ def _choose_sources(
     def change(fewer: Floats, more: Floats) -> float:
         return float(np.abs(np.exp(-fewer / scale) - np.exp(-more / scale)).max())
 
-    # The error is at least of second order in the size of the cells: a third of what halving it changes remains.
-    remains = change(finer, finest) / 3
+    # What halving the cells changed bounds, with room for rows that were not looked at, what halving them again would.
+    remains = change(finer, finest)
     for sources, values in zip(candidates, (coarse, finer), strict=False):
         if len(index) > _FEW_CELLS and change(values, finest) <= settings.tolerance * _SHARE_OF_SOURCES:
             return sources, finest, change(values, finest) + remains, scale

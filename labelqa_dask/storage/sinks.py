@@ -9,7 +9,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
-from obstore.exceptions import BaseError
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
 from zarr.storage import ObjectStore as ZarrObjectStore
@@ -87,13 +86,13 @@ class ZarrSink:
         for name in sorted(set(self.groups.values())):
             location = self.location / f"{name}.zarr"
             location.create()
+            inside = [output for output in outputs if output.group == name]
             with location.errors_of(""):
-                inside = [output for output in outputs if output.group == name]
-                create_group(ZarrObjectStore(location.store), inside, attributes)
+                store = ZarrObjectStore(location.store)
+            location.attempt("", partial(create_group, store, inside, attributes))
 
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
-        with self._location_of(name).errors_of(name):
-            self._open(name)[index] = values
+        self._location_of(name).attempt(name, lambda: self._open(name).__setitem__(index, values))
 
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
         for name, values in columns.items():
@@ -101,9 +100,10 @@ class ZarrSink:
 
     def leave_out(self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None) -> None:
         for output in outputs:
-            with self._location_of(output.name).errors_of(output.name):
-                array = self._open(output.name)
-                array[start:stop] = ids if output.name == "id" and ids is not None else array.fill_value
+            location = self._location_of(output.name)
+            array = location.attempt(output.name, partial(self._open, output.name))
+            values = ids if output.name == "id" and ids is not None else array.fill_value
+            location.attempt(output.name, partial(array.__setitem__, slice(start, stop), values))
 
     def metadata(self) -> list[str]:
         groups = [f"{group}.zarr/zarr.json" for group in sorted(set(self.groups.values()))]
@@ -114,13 +114,12 @@ class ZarrSink:
 
     def read_block(self, name: str, index: tuple[slice, ...]) -> Array:
         location = self._location_of(name)
-        with location.errors_of(name):
-            try:
-                values = np.asarray(self._open(name)[index])
-            except (BaseError, OSError, MemoryError):
-                raise
-            except Exception as error:  # what a codec raises is not to be foreseen
-                raise StorageError(f"cannot be decoded ({error})", str(location / name)) from error
+        try:
+            values = location.attempt(name, lambda: np.asarray(self._open(name)[index]))
+        except (StorageError, MemoryError):
+            raise
+        except Exception as error:  # what a codec raises is not to be foreseen
+            raise StorageError(f"cannot be decoded ({error})", str(location / name)) from error
         return values if values.dtype.kind in "biuf" else values.astype(object)
 
     def _location_of(self, name: str) -> Location:

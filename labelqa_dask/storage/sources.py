@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from typing import Any, Protocol, Self
 
@@ -28,7 +28,6 @@ import pyarrow.parquet as pq
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
-from obstore.exceptions import BaseError
 from zarr.storage import ObjectStore as ZarrObjectStore
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError, nearest
@@ -176,23 +175,22 @@ class ZarrSource:
     def read(self, index: Index) -> Array:
         node = _open_planned(self.location, self.array, self.metadata)
         index = (*index, *(slice(None) for _ in node.shape[len(index) :]))
-        with self.location.errors_of(self.array):
-            try:
-                values = np.asarray(node[index])
-            except (StorageError, BaseError, OSError, MemoryError):
-                raise
-            except Exception as error:  # what a codec raises is not to be foreseen
-                raise self._undecodable(node, index, error) from error
-            if self.complete:
-                self._check_written(node, index, values)
+        try:
+            values = self.location.attempt(self.array, lambda: np.asarray(node[index]))
+        except (StorageError, MemoryError):
+            raise
+        except Exception as error:  # what a codec raises is not to be foreseen
+            raise self._undecodable(node, index, error) from error
+        if self.complete:
+            self._check_written(node, index, values)
         return self._decode(values)
 
     def _undecodable(self, node: zarr.Array[Any], index: Index, error: Exception) -> Exception:
         """Which chunk of a block cannot be decoded, looked for one by one; not the data's fault where each one can."""
         for chunk, part in _chunks_in(node, index):
             try:
-                node[part]
-            except (StorageError, BaseError, OSError, MemoryError):
+                self.location.attempt(self.array, partial(node.__getitem__, part))
+            except (StorageError, MemoryError):
                 raise
             except Exception as cause:
                 return InvalidInput(
@@ -325,13 +323,13 @@ def _open_node(location: Location, path: str) -> Any:
     place = location / path if path else location
     with location.errors_of(path):
         store = ZarrObjectStore(location.store, read_only=True)
-        try:
-            return zarr.open(store, path=path, mode="r")
-        except FileNotFoundError:
-            if path == "":
-                raise StorageError("is not a Zarr group or array", str(place), "Check the URI.") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"has Zarr metadata that cannot be read ({error})", str(place)) from error
+    try:
+        return location.attempt(path, lambda: zarr.open(store, path=path, mode="r"))
+    except FileNotFoundError:
+        if path == "":
+            raise StorageError("is not a Zarr group or array", str(place), "Check the URI.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"has Zarr metadata that cannot be read ({error})", str(place)) from error
     parent, _, name = path.rpartition("/")
     group = _open_node(location, parent)
     above = str(location / parent if parent else location)
