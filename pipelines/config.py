@@ -165,7 +165,9 @@ def config_schema() -> dict[str, Any]:
     schema["allOf"] = []
     for name in task_names():
         params = get_task(name).params_model
-        definitions[params.__name__] = params.model_json_schema()
+        described = params.model_json_schema()
+        definitions |= described.pop("$defs", {})
+        definitions[params.__name__] = described
         schema["allOf"].append(
             {
                 "if": {"properties": {"task": {"const": name}}},

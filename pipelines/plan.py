@@ -32,7 +32,7 @@ WORKER_BYTES = 360 << 20
 USABLE_SHARE = 0.85
 # Of an identifier's key and row, while they are sorted; of an annotation while a piece of the input is cut by region.
 INDEX_BYTES = 40
-PIECE_ROW_BYTES = 240
+PIECE_ROW_BYTES = 320
 _SOFTWARE = ("labelqa-dask", "dask", "distributed", "numba", "numpy", "obstore", "pyarrow", "xarray", "zarr")
 
 

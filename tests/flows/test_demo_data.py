@@ -312,6 +312,7 @@ def test_makers_say_what_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_story_tells_the_number_and_the_share(data: DemoData) -> None:
     facts = {
+        "multiannotator": ("1,797", "3 to 5 of 40"),
         "multiclass": ("1,797", "5%"),
         "multilabel": ("1,500", "10%"),
         "regression": ("40,000", "2%"),

@@ -266,6 +266,7 @@ def test_pieces_of_csv_files_hold_every_line_once(
     assert found == rows
 
 
+@on_disk
 def test_the_annotators_table_can_be_sorted_without_a_script(place: Place, client: Client) -> None:
     run = audit_of(place, client, LONG, "parquet", "parquet", ids=True).run().run
     report = run.version.location.read("report.html").decode()
