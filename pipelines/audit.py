@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from distributed import Client
 
 from labelqa_dask.core.errors import InvalidInput, RunFailed
+from labelqa_dask.storage.annotations import AnnotationsSource
 from labelqa_dask.storage.lease import Lease, holding
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import (
@@ -26,6 +27,7 @@ from labelqa_dask.storage.record import (
 from labelqa_dask.storage.run import Run
 from pipelines.bad_data import BadRegions
 from pipelines.estimate import estimate
+from pipelines.group import clear, group
 from pipelines.plan import Plan, make_plan, software_versions
 from pipelines.publish import publish
 from pipelines.regions import Listener
@@ -105,6 +107,8 @@ def _work(
         timings[name] = round(time.monotonic() - started, 3)
         return result
 
+    if any(isinstance(source, AnnotationsSource) for source in plan.sources.values()):
+        plan = timed("group", group, plan, version, digest, client, listener)
     bad = BadRegions(plan, version, digest)
     if plan.task.passes(plan.params):
         timed("estimate", estimate, plan, version, digest, bad, client, listener)
@@ -114,6 +118,7 @@ def _work(
     lease.check()
     version.run.write("timings.json", dump_json({"seconds": timings, "resumed": resumed}))
     timed("publish", publish, plan, version, manifest, selection)
+    clear(version)
 
 
 def _refuse_quarantined(plan: Plan, version: Version, manifest: str) -> None:

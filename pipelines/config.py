@@ -28,7 +28,9 @@ class InputConfig(_Settings):
     column: str | None = None
     """Parquet: one column, which may hold lists."""
     columns: tuple[str, ...] | None = None
-    """Parquet: one column per class, in class order."""
+    """Parquet: one column per class, in class order. Annotations: those of example, annotator and label."""
+    bad_rows: Literal["refuse", "drop"] | None = None
+    """Annotations: whether rows that cannot be scored stop the run (the default), or are left out."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:

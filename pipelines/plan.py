@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from dask.utils import format_bytes
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.core.layout import ArrayInfo, check_layout, check_multiples
 from labelqa_dask.core.task import ArraySpec, Params, Task
+from labelqa_dask.storage.annotations import AnnotationFiles, AnnotationsSource
 from labelqa_dask.storage.label_sets import LabelSetSource
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.record import Json
@@ -28,6 +30,9 @@ from pipelines.layout import Layout, block_bytes, by_rows, choose_layout
 WORKER_BYTES = 360 << 20
 # Dask's nanny ends a worker at 95 % of its limit; some of the rest is left to the allocator.
 USABLE_SHARE = 0.85
+# Of an identifier's key and row, while they are sorted; of an annotation while a piece of the input is cut by region.
+INDEX_BYTES = 40
+PIECE_ROW_BYTES = 240
 _SOFTWARE = ("labelqa-dask", "dask", "distributed", "numba", "numpy", "obstore", "pyarrow", "xarray", "zarr")
 
 
@@ -93,7 +98,14 @@ class Plan:
     @property
     def worker_bytes(self) -> int:
         """Peak memory of a worker."""
-        return WORKER_BYTES + self.resources.threads_per_worker * self.region_bytes
+        threads = self.resources.threads_per_worker
+        grouped = [source for source in self.sources.values() if isinstance(source, AnnotationsSource)]
+        if not grouped:
+            return WORKER_BYTES + threads * self.region_bytes
+        index = INDEX_BYTES * self.layout.sizes["example"] if self.ids else 0
+        piece = grouped[0].files.piece_rows * PIECE_ROW_BYTES
+        table = 8 * grouped[0].nbytes([self.layout.regions.step])
+        return WORKER_BYTES + index + threads * max(self.region_bytes + table, piece)
 
     @property
     def fits(self) -> bool:
@@ -135,7 +147,10 @@ class Plan:
         rows = [("task", f"{self.task.name}: {_settings(self.params)}")]
         for name, source in self.sources.items():
             shape = " × ".join(f"{size:,}" for size in source.shape)
-            rows.append((name, f"{source.place}\n{shape}, {source.dtype}"))
+            found = (
+                f"{source.files.rows:,} rows" if isinstance(source, AnnotationsSource) else f"{shape}, {source.dtype}"
+            )
+            rows.append((name, f"{source.place}\n{found}"))
         if self.ids:
             rows.append(("ids", self.ids.place))
         extent = " × ".join(f"{block[dim]:,} {dim}" for dim in sizes)
@@ -168,9 +183,13 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
     params = task.params(**config.params)
     _check_output(config)
     sources = _open_sources(config, task)
-    infos = {name: ArrayInfo(source.shape, source.dtype, source.place) for name, source in sources.items()}
+    infos = {name: ArrayInfo(_known_shape(source), source.dtype, source.place) for name, source in sources.items()}
     sizes = check_layout(task, infos)
     sizes = {dim: sizes[dim] for dim in task.dims}
+    sources = {
+        name: replace(source, examples=sizes["example"]) if isinstance(source, AnnotationsSource) else source
+        for name, source in sources.items()
+    }
     ids = open_source(config.input["ids"], "ids", config.storage) if "ids" in config.input else None
     if ids and ids.shape != (sizes["example"],):
         raise InvalidInput(
@@ -230,18 +249,28 @@ def _open_sources(config: AuditConfig, task: Task[Any]) -> dict[str, Source]:
 def open_source(settings: InputConfig, kind: str, storage: StorageOptions, classes: int = 0) -> Source:
     """Open one input; label sets are those of some number of classes."""
     location = Location.parse(settings.uri, storage)
+    if kind == "annotations":
+        return AnnotationsSource(AnnotationFiles.open(location, settings.columns or ()), 0)
     if settings.is_parquet:
         columns = settings.columns or (settings.column or "",)
         if kind == "indicators" and len(columns) == 1 and holds_lists_of_any_length(location, columns[0]):
             return LabelSetSource.open(location, columns[0], classes)
         return ParquetSource.open(location, columns, stack=kind in ("probabilities", "indicators"))
-    return ZarrSource.open(location, settings.array, predictions=kind == "probabilities")
+    return ZarrSource.open(location, settings.array, predictions=kind in ("probabilities", "values"))
+
+
+def _known_shape(source: Source) -> tuple[float, ...]:
+    """The shape; annotations do not tell how many examples there are."""
+    return (math.nan,) if isinstance(source, AnnotationsSource) else source.shape
 
 
 def _converted_bytes(source: Source, spec: ArraySpec, block: Mapping[str, int]) -> int:
     """Memory of the copy that is made where values are not of a type that kernels take."""
-    kept, copied = (("f4", "f8"), 4) if spec.kind == "probabilities" else (("u1", "i8", "b1"), 8)
+    types = {"probabilities": (("f4", "f8"), 4), "values": (("f8",), 8)}
+    kept, copied = types.get(spec.kind, (("u1", "i8", "b1"), 8))
     values = int(np.prod([block[dim] for dim in spec.dims]))
+    if spec.kind == "annotations":
+        return 0
     return 0 if source.dtype.str[1:] in kept and source.dtype.isnative else values * max(copied, source.dtype.itemsize)
 
 
@@ -278,7 +307,7 @@ def _row_bytes(output: OutputArray) -> int:
 def _outputs(
     task: Task[Any], params: Any, sources: Mapping[str, Source], ids: Source | None, layout: Layout
 ) -> tuple[OutputArray, ...]:
-    predictions = sources[task.input("probabilities").name].dtype
+    predictions = sources[task.inputs[-1].name].dtype
     labels = task.inputs[0]
     outputs = []
     for spec in task.written(params):

@@ -9,6 +9,7 @@ from importlib.metadata import version as installed_version
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from distributed import Client
 
 from labelqa_dask.core.blocks import finished
@@ -19,13 +20,15 @@ from labelqa_dask.core.order import KWorst
 from labelqa_dask.core.summary import Summary
 from labelqa_dask.core.task import State, merge_states
 from labelqa_dask.storage.record import Receipt, Version, content_digest
-from labelqa_dask.storage.sinks import checksum
+from labelqa_dask.storage.sinks import checksum, parquet_bytes
 from labelqa_dask.storage.sources import as_ids
 from pipelines.bad_data import BadRegions
 from pipelines.estimate import estimate
 from pipelines.layout import by_rows
 from pipelines.plan import Plan
 from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, make_job, regions_in_flight
+
+_Details = Mapping[str, Mapping[str, Array]]
 
 
 def score(plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener) -> None:
@@ -85,11 +88,15 @@ def score_region(job: RegionJob) -> None:
     stats = job.statistics()
     columns: dict[str, list[Array]] = {}
     blocks: dict[str, str] = {}
+    details: dict[str, dict[str, list[Array]]] = {}
     summary: Summary | None = None
     ids = as_ids(job.ids.read((slice(job.region.start, job.region.stop),))) if job.ids else None
     for rows in job.row_blocks():
-        part, per_row, written = _score_rows(job, rows, stats, ids)
+        part, per_row, written, tables = _score_rows(job, rows, stats, ids)
         blocks = _joined(blocks, written)
+        for name, table in tables.items():
+            for column, values in table.items():
+                details.setdefault(name, {}).setdefault(column, []).append(values)
         for name, values in per_row.items():
             columns.setdefault(name, []).append(values)
         summary = part if summary is None else summary.merge(part)
@@ -97,7 +104,11 @@ def score_region(job: RegionJob) -> None:
     whole = {"id": ids} if ids is not None else {}
     whole |= {name: np.concatenate(values) for name, values in columns.items()}
     job.sink.write_rows(job.region.name, job.region.start, whole)
-    _write_receipt(job, summary, whole, blocks)
+    files = dict(
+        _write_details(job, name, {column: np.concatenate(each) for column, each in parts.items()}, ids)
+        for name, parts in details.items()
+    )
+    _write_receipt(job, summary, whole, blocks, files)
 
 
 def leave_out_region(job: RegionJob) -> None:
@@ -109,17 +120,23 @@ def leave_out_region(job: RegionJob) -> None:
             ids = as_ids(job.ids.read((slice(start, stop),)))
     job.sink.leave_out(job.region.name, start, stop, job.outputs, ids)
     summary = Summary.of(np.full(stop - start, np.nan), start, None, None, job.worst, {})
-    _write_receipt(job, summary, {"id": ids} if ids is not None else {}, {}, scored=False)
+    _write_receipt(job, summary, {"id": ids} if ids is not None else {}, {}, {}, scored=False)
 
 
 def _write_receipt(
-    job: RegionJob, summary: Summary, rows: Mapping[str, Array], blocks: Mapping[str, str], *, scored: bool = True
+    job: RegionJob,
+    summary: Summary,
+    rows: Mapping[str, Array],
+    blocks: Mapping[str, str],
+    files: Mapping[str, str],
+    *,
+    scored: bool = True,
 ) -> None:
     start, stop = job.region.start, job.region.stop
     cuts = (*(cut.start for cut in job.row_blocks()), stop)
     digests = {name: checksum(values) for name, values in rows.items()}
     of_blocks = {name: content_digest(written.encode()) for name, written in blocks.items()}
-    receipt = Receipt(job.region.name, start, stop, job.basis, scored, cuts, digests, of_blocks, summary)
+    receipt = Receipt(job.region.name, start, stop, job.basis, scored, cuts, digests, of_blocks, summary, files)
     job.version.write_receipt(receipt)
 
 
@@ -127,12 +144,21 @@ def _joined(left: Mapping[str, str], right: Mapping[str, str]) -> dict[str, str]
     return {name: left.get(name, "") + digests for name, digests in right.items()}
 
 
+def _write_details(job: RegionJob, name: str, columns: dict[str, Array], ids: Array | None) -> tuple[str, str]:
+    """Write a region's part of a table with rows of its own; returns its path and digest."""
+    if ids is not None:
+        columns = {"row": columns["row"], "id": ids[columns["row"] - job.region.start], **columns}
+    path, content = f"{name}/part-{job.region.name}.parquet", parquet_bytes(pa.table(columns))
+    job.version.location.write(path, content)
+    return path, content_digest(content)
+
+
 def _score_rows(
     job: RegionJob, rows: slice, stats: Any, ids: Array | None
-) -> tuple[Summary, dict[str, Array], dict[str, str]]:
+) -> tuple[Summary, dict[str, Array], dict[str, str], _Details]:
     """Score a range of rows, tile by tile.
 
-    Returns the summary, the scores per example, and digests of what has been written already.
+    Returns the summary, the scores per example, digests of what has been written already, and tables of their own.
     """
     tiles = list(job.layout.tiles())
     total = _score_tile(job, rows, tiles[0], stats, only_tile=len(tiles) == 1)
@@ -145,7 +171,7 @@ def _score_rows(
     columns = {"id": ids[rows.start - job.region.start + worst]} if ids is not None else {}
     columns |= {name: values[worst] if len(tiles) > 1 else values for name, values in described.items()}
     summary = Summary.of(scores, rows.start, total.classes, total.pairs, job.worst, columns)
-    return summary, ranked, total.written
+    return summary, ranked, total.written, total.details
 
 
 @dataclass(frozen=True)
@@ -157,13 +183,13 @@ class _Tile:
     pairs: ClassPairs | None
     written: dict[str, str]
     described: Any
+    details: _Details
 
     def merge(self, other: _Tile) -> _Tile:
         merged = {name: state.merge(other.per_example[name]) for name, state in self.per_example.items()}
         classes, pairs = merge_states(self.classes, other.classes), merge_states(self.pairs, other.pairs)
-        return _Tile(
-            merged, classes, pairs, _joined(self.written, other.written), self.described.merge(other.described)
-        )
+        written, described = _joined(self.written, other.written), self.described.merge(other.described)
+        return _Tile(merged, classes, pairs, written, described, {})
 
 
 def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: Any, *, only_tile: bool) -> _Tile:
@@ -186,4 +212,6 @@ def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: A
     ranked = finished(per_example)[task.ranked_by]
     examples = KWorst.candidates(ranked, job.worst) if only_tile else np.arange(len(ranked))
     classes, pairs = task.class_scores(block, scores), task.class_pairs(scores)
-    return _Tile(per_example, classes, pairs, written, task.describe(block, scores, examples))
+    return _Tile(
+        per_example, classes, pairs, written, task.describe(block, scores, examples), task.details(block, scores)
+    )

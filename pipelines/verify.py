@@ -122,10 +122,12 @@ class _Record:
             found = self._left_out(receipt) if not receipt.scored else {}
             rows = {name: checksum(self._rows(receipt, name)) for name in receipt.rows}
             blocks = {name: self._digest_of_blocks(receipt, name) for name in receipt.blocks}
+            files = {path: content_digest(self.version.location.read(path)) for path in receipt.files}
         except StorageError as error:
             return [f"{place}: {error}"]
         found |= {name: rows[name] == receipt.rows[name] for name in rows}
         found |= {name: blocks[name] == receipt.blocks[name] for name in blocks}
+        found |= {path: files[path] == receipt.files[path] for path in files}
         return [f"{place}: {name} is not what was written" for name, as_written in found.items() if not as_written]
 
     def _rows(self, receipt: Receipt, name: str) -> Array:

@@ -6,9 +6,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from labelqa_dask.core.ragged import Annotations
 
 Chunks = tuple[tuple[int, ...], ...]
 
@@ -45,6 +48,64 @@ def segmentation_data(n: int, k: int, h: int, w: int, seed: int = 0) -> tuple[ND
     pred_probs = probabilities(rng, (n, k, h, w))
     given = rng.random((n, h, w)) < 0.7
     return np.where(given, pred_probs.argmax(axis=1), rng.integers(0, k, (n, h, w))), pred_probs
+
+
+def annotations(rng: np.random.Generator, n: int, m: int = 5, k: int = 3) -> Annotations:
+    """Labels 0..k-1 of n examples by one to m annotators each."""
+    given = rng.random((n, m)) < 0.5
+    given[np.arange(n), rng.integers(0, m, n)] = True
+    example, annotator = np.nonzero(given)
+    return Annotations.group(example, annotator, rng.integers(0, k, len(example)), n, np.arange(m))[0]
+
+
+def crowd_data(
+    n: int, m: int, k: int, density: float = 0.4, skill: float = 0.7, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Wide labels (n, m), NaN where there are none, that mostly agree with pred_probs (n, k).
+
+    Every example has a label, and every annotator has labelled one.
+    """
+    rng = np.random.default_rng(seed)
+    pred_probs = probabilities(rng, (n, k))
+    truth = np.where(rng.random(n) < 0.8, pred_probs.argmax(axis=1), rng.integers(0, k, n))
+    labels = np.where(rng.random((n, m)) < skill, truth[:, None], rng.integers(0, k, (n, m))).astype(float)
+    given = rng.random((n, m)) < density
+    given[np.arange(n), rng.integers(0, m, n)] = True
+    given[rng.integers(0, n, m), np.arange(m)] = True
+    return np.where(given, labels, np.nan), pred_probs
+
+
+def long_form(labels: NDArray[np.float64], seed: int = 0) -> pd.DataFrame:
+    """Rows (task, annotator, label) of wide labels, in any order; annotators are named a00, a01, ..."""
+    task, annotator = np.nonzero(~np.isnan(labels))
+    names = np.array([f"a{j:02d}" for j in range(labels.shape[1])])
+    rows = pd.DataFrame(
+        {"task": task, "annotator": names[annotator], "label": labels[task, annotator].astype(np.int64)}
+    )
+    return rows.sample(frac=1, random_state=seed)
+
+
+def regression_data(n: int, kind: str = "normal", seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Labels (n,) and predictions (n,) of a distribution: normal, or one that makes the nearest hard to tell."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=n)
+    if kind == "heavy-tailed":
+        labels = rng.standard_t(3, size=n)
+        return labels, labels + rng.standard_t(3, size=n)
+    if kind == "log-normal":  # with gross errors
+        true = rng.lognormal(size=n)
+        gross = np.where(rng.random(n) < 0.01, rng.lognormal(3, 2, n), 1.0)
+        return true * gross, true * np.exp(0.2 * noise)
+    if kind == "clustered":
+        labels, residuals = 5 * rng.normal(size=(2, 8))[:, rng.integers(0, 8, n)] + 0.1 * rng.normal(size=(2, n))
+        return labels, labels + residuals
+    if kind == "ratings":
+        labels = rng.integers(1, 6, n).astype(np.float64)
+        return labels, labels + 0.7 * noise
+    if kind == "constant":
+        return np.full(n, 3.3), 3.3 + noise
+    labels = rng.normal(size=n)
+    return labels, labels + 0.5 * noise
 
 
 @st.composite

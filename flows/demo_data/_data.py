@@ -28,21 +28,23 @@ class DemoData:
     task : str
         Name of the task, such as "multiclass".
     labels : ndarray of int
-        Given labels: (n,) for multiclass, (n, k) of 0 and 1 for multilabel, (n, h, w) for segmentation.
+        Given labels: (n,) for multiclass and regression (there of float), (n, k) of 0 and 1 for multilabel, (n, h, w)
+        for segmentation.
     pred_probs : ndarray of float32
-        Out-of-sample class probabilities: (n, k), or (n, k, h, w) for segmentation.
+        Out-of-sample class probabilities: (n, k), or (n, k, h, w) for segmentation; for regression the predicted
+        values, (n,).
     ids : ndarray of str
         Name of each example, (n,).
     corrupted : ndarray of bool
         True where the example's label was really changed, (n,).
     class_names : tuple of str
-        Name of each of the k classes.
+        Name of each of the k classes; empty where labels are numbers.
     story : str
         What the data are, what the model is and what was corrupted, in plain words.
     """
 
     task: str
-    labels: NDArray[np.integer]
+    labels: NDArray[np.integer | np.floating]
     pred_probs: Floats
     ids: NDArray[np.str_]
     corrupted: NDArray[np.bool_]

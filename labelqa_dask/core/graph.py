@@ -8,7 +8,7 @@ element; boxes reduce as trees.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -82,7 +82,7 @@ def map_scores(
 ) -> dict[str, da.Array]:
     """Lazy outputs of a task over aligned arrays, chunked like them."""
     chunks = dict(zip(task.dims, arrays[task.inputs[-1].name].chunks, strict=True))
-    predictions = arrays[task.input("probabilities").name].dtype
+    predictions = arrays[task.inputs[-1].name].dtype
     boxes = _map(task, task.score, arrays, params, stats, resolution)
     outputs = {}
     for spec in task.written(params):
@@ -129,6 +129,15 @@ def map_rows(function: Callable[[Array], Any], array: da.Array, columns: int | N
 def results_of(states: Mapping[str, Delayed]) -> Delayed | Mapping[str, Any]:
     """Lazy mapping of each pass's name to its result."""
     return delayed(_results)(dict(states)) if states else {}
+
+
+def merge_tree(states: Sequence[Delayed]) -> Delayed:
+    """Lazy merge of lazy states, in their order."""
+    while len(states) > 1:
+        states = [
+            delayed(_merge_states)(list(states[i : i + _SPLIT_EVERY])) for i in range(0, len(states), _SPLIT_EVERY)
+        ]
+    return states[0]
 
 
 def pick_lazily(stats: Delayed | Mapping[str, Any], name: str, shape: tuple[int, ...], dtype: Any) -> da.Array:
@@ -244,3 +253,7 @@ def _open(box: Array, name: str) -> Array:
 
 def _results(states: Mapping[str, State | None]) -> dict[str, Any]:
     return {name: None if state is None else state.result() for name, state in states.items()}
+
+
+def _merge_states(states: list[State]) -> State:
+    return reduce(lambda left, right: left.merge(right), states)

@@ -100,6 +100,8 @@ def _check_type(spec: ArraySpec, info: ArrayInfo) -> None:
             info.place,
             "Convert them, for example with labels.astype(bool).",
         )
+    if spec.kind == "values" and kind not in "iuf":
+        raise InvalidInput(f"{spec.name} must be numbers, got {info.dtype}", info.place, "Convert them to floats.")
     if spec.kind == "probabilities" and kind != "f":
         raise InvalidInput(
             f"{spec.name} must be floating point, got {info.dtype}",

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from labelqa_dask.core.charts import Chart
 from labelqa_dask.core.class_scores import ClassPairs, ClassScores
 from labelqa_dask.core.errors import InvalidConfig, nearest
 from labelqa_dask.core.kernels import Array
@@ -60,18 +61,22 @@ StateT = TypeVar("StateT", bound=State)
 class ArraySpec:
     """An array that a task reads or writes, by name, named dimensions and the kind of its values.
 
-    Labels are class ids; indicators are labels that say 0 or 1 for each class, and may be `LabelSets` in memory.
+    Labels are class ids; indicators are labels that say 0 or 1 for each class, and may be `LabelSets` in memory; values
+    are numbers of any kind, labels and predictions alike. `annotations` are
+    `Annotations`: any number of labels per example.
     """
 
     name: str
     dims: tuple[str, ...]
-    kind: Literal["labels", "indicators", "probabilities", "scores", "issues"]
+    kind: Literal["labels", "indicators", "probabilities", "values", "scores", "issues", "annotations", "counts"]
     accumulated: bool = False
 
     def score_dtype(self, predictions: np.dtype[Any]) -> np.dtype[Any]:
         """Type of this output: what is accumulated over a dimension is float64, other scores follow the predictions."""
         if self.kind == "issues":
             return np.dtype(np.bool_)
+        if self.kind in ("labels", "counts"):
+            return np.dtype(np.int64)
         return np.dtype(np.float64 if self.accumulated or predictions.itemsize >= 8 else np.float32)
 
 
@@ -240,6 +245,14 @@ class Task(ABC, Generic[ParamsT]):
         """What readers are told of the global statistics: numbers, and lists of numbers, by name."""
         return {name: np.asarray(result).tolist() for name, result in stats.items()}
 
+    def remarks(self, params: ParamsT, stats: Stats) -> tuple[str, ...]:
+        """Sentences that a reader of the scores must not miss, such as that a tolerance was not met."""
+        return ()
+
+    def charts(self, params: ParamsT, stats: Stats) -> tuple[Chart, ...]:
+        """What the report shows of the whole data, from the global statistics."""
+        return ()
+
     @abstractmethod
     def class_scores(self, block: Block, scores: Mapping[str, Any]) -> ClassScores | None:
         """Counts and scores per class as labelled, from a block and its outputs; None where labels are not classes."""
@@ -247,6 +260,18 @@ class Task(ABC, Generic[ParamsT]):
     def class_pairs(self, scores: Mapping[str, Any]) -> ClassPairs | None:
         """Label issues per given and suggested class, from a block's outputs; None where none were looked for."""
         return None
+
+    def details(self, block: Block, scores: Mapping[str, Any]) -> Mapping[str, Mapping[str, Array]]:
+        """Tables with rows of their own, by name: columns of equal length, among them the `row` of the example."""
+        return {}
+
+    def tables(self, params: ParamsT, stats: Stats, first: Callable[[], Block]) -> Mapping[str, Mapping[str, Array]]:
+        """Tables that follow from the global statistics, by name; `first` reads the block of the first example."""
+        return {}
+
+    def crowd(self, stats: Stats) -> dict[str, Any]:
+        """What readers are told of how annotators agree, where there are several: numbers and lists by name."""
+        return {}
 
     def describe(
         self, block: Block, scores: Mapping[str, Any], examples: NDArray[np.intp]

@@ -149,6 +149,11 @@ class Location:
         """The content of an object."""
         return self.attempt(path, lambda: bytes(obstore.get(self.store, path).bytes()))
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Some bytes of an object."""
+        with self.errors_of(path):
+            return bytes(obstore.get_range(self.store, path, start=start, end=stop))
+
     def read_if_exists(self, path: str) -> bytes | None:
         try:
             return self.read(path)

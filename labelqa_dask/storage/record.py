@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Self, TypeVar, get_type_hints
 
 import numpy as np
@@ -58,6 +58,7 @@ class Receipt(Sealed):
     scored : whether there are scores; a region whose data cannot be scored is written without any.
     cuts : where the rows were cut into blocks, both ends included.
     rows, blocks : digest of each output that was written for all rows at once, and of each one written block by block.
+    files : digest of each further file, by its path in the version.
     """
 
     region: str
@@ -69,6 +70,7 @@ class Receipt(Sealed):
     rows: Mapping[str, str]
     blocks: Mapping[str, str]
     summary: Summary
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

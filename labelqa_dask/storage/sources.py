@@ -389,7 +389,7 @@ class ParquetSource:
 
         `stack` puts several columns, or one column of lists, side by side as the second dimension.
         """
-        folder, files = _find_files(location)
+        folder, files = find_files(location, ".parquet")
         with ThreadPoolExecutor(16) as pool:
             footers = list(pool.map(lambda file: _open_parquet(folder, *file), files))
         groups: list[RowGroup] = []
@@ -531,7 +531,7 @@ class ParquetSource:
 
 def holds_lists_of_any_length(location: Location, column: str) -> bool:
     """Whether a column of Parquet files holds lists that need not be of one length, by the first footer."""
-    folder, files = _find_files(location)
+    folder, files = find_files(location, ".parquet")
     schema = _open_parquet(folder, *files[0]).schema_arrow
     if column not in schema.names:
         raise InvalidConfig(f"has no column {column!r}", str(folder / files[0][0]), nearest(column, schema.names))
@@ -539,14 +539,17 @@ def holds_lists_of_any_length(location: Location, column: str) -> bool:
     return bool(pa.types.is_list(value) or pa.types.is_large_list(value))
 
 
-def _find_files(location: Location) -> tuple[Location, list[tuple[str, int, str]]]:
-    """The folder, and name, size and version of each file below it that the location names."""
+def find_files(location: Location, suffix: str) -> tuple[Location, list[tuple[str, int, str]]]:
+    """The folder, and name, size and version of each file below it that the location names.
+
+    In a folder these are the files with a suffix.
+    """
     if "*" in location.url or "?" in location.url:
         folder, pattern = location.parent, location.name
         if "*" in folder.url or "?" in folder.url:
             raise InvalidConfig("patterns are supported in the last part of a path only", str(location))
     elif location.is_folder():
-        folder, pattern = location, "*.parquet"
+        folder, pattern = location, f"*{suffix}"
     else:
         folder, pattern = location.parent, glob.escape(location.name)
     found = [
@@ -556,7 +559,8 @@ def _find_files(location: Location) -> tuple[Location, list[tuple[str, int, str]
         and not any(part.startswith(("_", ".")) for part in entry.path.split("/"))
     ]
     if not found:
-        raise StorageError("no Parquet files there", str(location), "Check the URI.")
+        kind = {".parquet": "Parquet", ".csv": "CSV"}[suffix]
+        raise StorageError(f"no {kind} files there", str(location), "Check the URI.")
     return folder, sorted(found, key=lambda entry: (_natural(entry[0]), entry[0]))
 
 

@@ -125,6 +125,18 @@ def score_map_png(scores: ScoreMap) -> str:
     return _png(indices, score_palette())
 
 
+def density_png(counts: ScoreMap, scores: ScoreMap) -> str:
+    """A plane (h, w), first row at the bottom, as a data URI: coloured by score, opaque where many examples lie."""
+    palette = np.frombuffer(score_palette(), np.uint8).reshape(-1, 3)
+    step = np.rint(np.clip(np.nan_to_num(scores), 0, 1) * (SCORE_COLOURS - 1)).astype(int)
+    share = np.log1p(counts) / np.log1p(max(counts.max(), 1))
+    alpha = np.where(counts > 0, 120 + 135 * share, 0).astype(np.uint8)
+    picture = np.concatenate([palette[step], alpha[..., None]], axis=2)[::-1]
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture), "RGBA").save(file, "PNG", optimize=True)
+    return _data_uri(file)
+
+
 def score_scale_png() -> str:
     """The colours of scores from 0 to 1, left to right, as a data URI."""
     return _png(1 + np.arange(SCORE_COLOURS)[None], score_palette())
@@ -165,4 +177,8 @@ def _png(indices: NDArray[Any], colours: bytes) -> str:
     image.putpalette(bytes(3) + colours)
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True, transparency=TRANSPARENT)
+    return _data_uri(file)
+
+
+def _data_uri(file: io.BytesIO) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

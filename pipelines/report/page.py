@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from labelqa_dask.core.charts import Chart, Density, Distribution
 from pipelines.report import charts, images, tables, text
 from pipelines.report.images import Preview
 from pipelines.report.tables import ClassNames
@@ -67,6 +68,31 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class DensityPicture:
+    """Where examples lie on a plane, as a picture with its axes."""
+
+    title: str
+    x: str
+    y: str
+    source: str
+    alt: str
+    left: str
+    right: str
+    bottom: str
+    top: str
+
+
+@dataclass(frozen=True)
+class DistributionChart:
+    """How many examples have which value, as bars."""
+
+    title: str
+    x: str
+    bars: Markup
+    logarithmic: bool
+
+
+@dataclass(frozen=True)
 class Card:
     """One of the worst images."""
 
@@ -79,7 +105,13 @@ class Card:
     difference: str
 
 
-def render_report(summary: Mapping[str, Any], worst: pd.DataFrame, previews: Sequence[Preview] = ()) -> str:
+def render_report(
+    summary: Mapping[str, Any],
+    worst: pd.DataFrame,
+    previews: Sequence[Preview] = (),
+    charts_of_task: Sequence[Chart] = (),
+    further: Mapping[str, pd.DataFrame] = {},
+) -> str:
     """The report of an audit as one HTML document that needs nothing else: no network, no scripts.
 
     Parameters
@@ -92,6 +124,10 @@ def render_report(summary: Mapping[str, Any], worst: pd.DataFrame, previews: Seq
         exist, ``id``, ``given_label``, ``suggested_label`` and further columns.
     previews : sequence of Preview
         Images to show, worst first.
+    charts_of_task : sequence of Chart
+        What the method shows of the whole data.
+    further : mapping of str to DataFrame
+        Tables that the method adds: ``annotators``.
 
     Returns
     -------
@@ -124,9 +160,14 @@ def render_report(summary: Mapping[str, Any], worst: pd.DataFrame, previews: Seq
         score_scale=images.score_scale_png(),
         worst=tables.worst_table(worst, score["name"], names),
         classes=tables.class_table(classes, per_class, names) if classes else None,
+        remarks=summary.get("remarks") or [],
+        densities=[_density(each, words) for each in charts_of_task if isinstance(each, Density)],
+        distributions=[_distribution(each, words) for each in charts_of_task if isinstance(each, Distribution)],
         issues=tables.pairs_table(issues, issues["unit"], names) if issues else None,
         statistics=tables.statistics_table(statistics),
         settings=tables.settings_table(summary),
+        annotators=tables.sorted_tables(further["annotators"]) if "annotators" in further else None,
+        crowd=_crowd(summary.get("crowd") or {}, names),
         inputs=tables.inputs_table(summary.get("inputs") or {}),
         software=summary.get("software") or {},
     )
@@ -204,6 +245,57 @@ def _chart(summary: Mapping[str, Any], histogram: charts.Histogram, words: TaskW
     )
     mean = None if text.is_missing(score["mean"]) else score["mean"]
     return charts.histogram(histogram, mean, label, words.many)
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """What is told of how annotators agree."""
+
+    sentence: str
+    agreement: Markup | None
+    shares: charts.Histogram | None
+    confusion: tables.Table | None
+    bad: tables.Table | None
+
+
+def _crowd(crowd: Mapping[str, Any], names: ClassNames) -> Crowd | None:
+    if not crowd:
+        return None
+    sentence = (
+        f"{text.integer(crowd['annotators'])} annotators gave {text.integer(crowd['annotations'])} labels that count."
+    )
+    agreement = shares = None
+    if any(crowd.get("agreement") or []):
+        shares = charts.Histogram(0.0, 1.0, crowd["agreement"])
+        label = "Histogram of the share of an example's annotators who gave the consensus label."
+        agreement = charts.histogram(shares, None, label, "examples")
+    return Crowd(
+        sentence,
+        agreement,
+        shares,
+        tables.confusion_table(crowd["confusion"], names) if "confusion" in crowd else None,
+        tables.left_out_table(crowd) if crowd.get("bad") else None,
+    )
+
+
+def _density(data: Density, words: TaskWords) -> DensityPicture:
+    (left, right), (bottom, top) = data.x_range.tolist(), data.y_range.tolist()
+    alt = (
+        f"{data.y} against {data.x} of {text.integer(data.counts.sum())} {words.many}, coloured by score: "
+        f"{data.x} from {left:.4g} to {right:.4g}, {data.y} from {bottom:.4g} to {top:.4g}."
+    )
+    source = images.density_png(data.counts, data.mean_scores)
+    return DensityPicture(
+        data.title, data.x, data.y, source, alt, *(f"{each:.4g}" for each in (left, right, bottom, top))
+    )
+
+
+def _distribution(data: Distribution, words: TaskWords) -> DistributionChart:
+    low, high = data.x_range.tolist()
+    counts = data.counts.astype(int).tolist()
+    label = f"Histogram of {text.integer(sum(counts))} values, {data.x}, from {low:.4g} to {high:.4g}."
+    bars = charts.histogram(charts.Histogram(low, high, counts), None, label, words.many)
+    return DistributionChart(data.title, data.x, bars, charts.CountAxis.of(counts).logarithmic)
 
 
 def _card(preview: Preview, names: ClassNames) -> Card:

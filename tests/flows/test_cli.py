@@ -14,6 +14,8 @@ import pytest
 import yaml
 import zarr
 
+from labelqa_dask.core.task import task_names
+
 
 def labelqa(*arguments, expect=0):
     done = subprocess.run([sys.executable, "-m", "flows.cli", *map(str, arguments)], capture_output=True, text=True)
@@ -85,7 +87,7 @@ def test_report_says_where_it_is_and_saves_a_copy(audited, tmp_path):
 def test_schema_is_json_and_names_the_parameters_of_each_task():
     schema = json.loads(labelqa("schema").stdout)
     assert "temperature" in schema["$defs"]["SegmentationParams"]["properties"]
-    assert schema["properties"]["task"]["enum"] == ["multiclass", "segmentation"]
+    assert schema["properties"]["task"]["enum"] == list(task_names())
 
 
 @pytest.mark.parametrize(

@@ -11,20 +11,22 @@ import pytest
 from numpy.typing import NDArray
 
 from flows import demo_data
-from flows.demo_data import MAKERS, DemoData, multiclass, multilabel, segmentation
+from flows.demo_data import MAKERS, DemoData, multiannotator, multiclass, multilabel, regression, segmentation
 from flows.demo_data._digits import load_digit_images
 from flows.demo_data.segmentation import Scenes
 
-SHAPES = {
+SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "multiannotator": ((1797,), (1797, 10)),
     "multiclass": ((1797,), (1797, 10)),
     "multilabel": ((1500, 10), (1500, 10)),
+    "regression": ((40_000,), (40_000,)),
     "segmentation": ((300, 96, 96), (300, 11, 96, 96)),
 }
-WRONG = {"multiclass": 90, "multilabel": 150, "segmentation": 30}
-"""Five per cent of 1,797 digits, ten per cent of 1,500 groups and of 300 scenes."""
+WRONG = {"multiannotator": 255, "multiclass": 90, "multilabel": 150, "regression": 800, "segmentation": 30}
+"""What a majority gets wrong of digits; five per cent of these, two of throws, ten of groups and of scenes."""
 MISTAKES = ((1, 0), (0, 1), (1, 1))
 """Classes left out and added by each kind of wrong label set."""
-PRECISION_BAR = {"multiclass": 0.8, "multilabel": 0.7, "segmentation": 0.7}
+PRECISION_BAR = {"multiannotator": 0.7, "multiclass": 0.8, "multilabel": 0.7, "regression": 0.8, "segmentation": 0.7}
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +46,20 @@ def few_scenes() -> Scenes:
 
 def clean_labels(task: str, seed: int) -> NDArray[np.integer]:
     """Make the labels as they were before anything was spoiled."""
-    if task == "multiclass":
+    if task in ("multiclass", "multiannotator"):
         return load_digit_images()[1]
     if task == "multilabel":
         return multilabel.compose_groups(load_digit_images()[1], seed).labels
+    if task == "regression":
+        return regression.throw(seed, regression.THROWS)[1]
     return segmentation.compose_scenes(seed).labels
 
 
 def precision_at_wrong_count(data: DemoData) -> float:
     """Share of really wrong examples among the worst, taking as many as there are wrong ones."""
+    if data.task == "regression":
+        worst = np.argsort(-np.abs(data.pred_probs - data.labels))[: data.corrupted.sum()]
+        return float(data.corrupted[worst].mean())
     if data.task == "multilabel":
         confidence = np.where(data.labels, data.pred_probs, 1 - data.pred_probs)
     else:
@@ -74,7 +81,8 @@ def assert_same(first: DemoData, second: DemoData) -> None:
 def test_shapes_and_types(data: DemoData) -> None:
     labels_shape, probs_shape = SHAPES[data.task]
     assert data.labels.shape == labels_shape
-    assert data.labels.dtype == {"multiclass": np.int64}.get(data.task, np.uint8)
+    types = {"multiclass": np.int64, "multiannotator": np.int64, "regression": np.float64}
+    assert data.labels.dtype == types.get(data.task, np.uint8)
     assert data.pred_probs.shape == probs_shape
     assert data.pred_probs.dtype == np.float32
     assert data.corrupted.shape == data.ids.shape == labels_shape[:1]
@@ -83,6 +91,9 @@ def test_shapes_and_types(data: DemoData) -> None:
 
 
 def test_every_class_has_a_name_and_is_used(data: DemoData) -> None:
+    if data.task == "regression":
+        assert data.class_names == ()
+        return
     assert len(data.class_names) == data.pred_probs.shape[1]
     if data.task == "multilabel":
         assert (data.labels.sum(axis=0) > 300).all()
@@ -93,11 +104,14 @@ def test_every_class_has_a_name_and_is_used(data: DemoData) -> None:
 
 def test_ids_are_unique_and_readable(data: DemoData) -> None:
     assert len(set(data.ids.tolist())) == len(data.ids)
-    names = {"multiclass": "digit-00017", "multilabel": "group-00017", "segmentation": "scene-0017"}
-    assert data.ids[17] == names[data.task]
+    names = {"multilabel": "group-00017", "regression": "throw-00017", "segmentation": "scene-0017"}
+    assert data.ids[17] == names.get(data.task, "digit-00017")
 
 
-def test_probabilities_are_valid(data: DemoData) -> None:
+def test_predictions_are_valid(data: DemoData) -> None:
+    if data.task == "regression":
+        assert np.isfinite(data.pred_probs).all()
+        return
     assert data.pred_probs.min() >= 0
     assert data.pred_probs.max() <= 1
     if data.task != "multilabel":
@@ -126,6 +140,25 @@ def test_same_seed_gives_the_same_digits(made: dict[str, DemoData]) -> None:
 
 
 @pytest.mark.slow
+def test_same_seed_gives_the_same_crowd(made: dict[str, DemoData]) -> None:
+    first, again = made["multiannotator"], multiannotator.make(0)
+    assert isinstance(first, multiannotator.CrowdData)
+    assert_same(first, again)
+    for name in ("example", "annotator", "given", "spammers"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name), strict=True)
+
+
+def test_the_crowd_is_as_its_story_says(made: dict[str, DemoData]) -> None:
+    crowd = made["multiannotator"]
+    assert isinstance(crowd, multiannotator.CrowdData)
+    assert len(np.unique(np.stack([crowd.example, crowd.annotator]), axis=1).T) == len(crowd.example)
+    assert set(np.bincount(crowd.example)) == {3, 4, 5}
+    right = np.bincount(crowd.annotator, crowd.given == crowd.truth[crowd.example]) / np.bincount(crowd.annotator)
+    assert crowd.spammers.sum() == 8
+    assert right[crowd.spammers].max() < 0.25
+    assert right[~crowd.spammers].min() > 0.5
+
+
 def test_same_seed_gives_the_same_groups(made: dict[str, DemoData]) -> None:
     assert_same(made["multilabel"], MAKERS["multilabel"](0))
 
@@ -226,11 +259,35 @@ def test_scene_predictions_are_out_of_sample(few_scenes: Scenes) -> None:
 def test_each_example_is_held_out_once(made: dict[str, DemoData]) -> None:
     for task, folds in {
         "multiclass": multiclass.digit_folds(made["multiclass"].labels.astype(np.int64), seed=0),
+        "regression": regression.throw_folds(regression.THROWS, seed=0),
         "segmentation": segmentation.scene_folds(300, seed=0),
     }.items():
         held_out = np.sort(np.concatenate([rows for _, rows in folds]))
         np.testing.assert_array_equal(held_out, np.arange(len(made[task].labels)))
         assert not any(np.isin(train, rows).any() for train, rows in folds)
+
+
+def test_throw_predictions_are_out_of_sample() -> None:
+    """Other records in the held-out fold change what is predicted elsewhere, and nothing in the fold."""
+    features, distances = regression.throw(0, 600)
+    folds = regression.throw_folds(600, seed=0)
+    before = regression.predict_distances(features, distances, folds, seed=0)
+    train, held_out = folds[0]
+    labels = distances.copy()
+    labels[held_out] *= 3
+    after = regression.predict_distances(features, labels, folds, seed=0)
+    np.testing.assert_array_equal(after[held_out], before[held_out])
+    assert (after[train] != before[train]).mean() > 0.9
+
+
+def test_throws_without_air_follow_the_parabola(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regression, "AIR_DENSITY", 0.0)
+    monkeypatch.setattr(regression, "MEASURING_ERROR", 0.0)
+    features, distances = regression.throw(0, 200)
+    speed, angle, height = features[:, 0], features[:, 1], features[:, 5]
+    vy = speed * np.sin(angle)
+    fall = (vy + np.sqrt(vy**2 + 2 * regression.GRAVITY * height)) / regression.GRAVITY
+    np.testing.assert_allclose(distances, speed * np.cos(angle) * fall, rtol=1e-3)
 
 
 def test_scenes_without_a_found_object_get_valid_probabilities(few_scenes: Scenes) -> None:
@@ -254,9 +311,13 @@ def test_makers_say_what_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_story_tells_the_number_and_the_share(data: DemoData) -> None:
-    for fact in {"multiclass": ("1,797", "5%"), "multilabel": ("1,500", "10%"), "segmentation": ("300 scenes", "10%")}[
-        data.task
-    ]:
+    facts = {
+        "multiclass": ("1,797", "5%"),
+        "multilabel": ("1,500", "10%"),
+        "regression": ("40,000", "2%"),
+        "segmentation": ("300 scenes", "10%"),
+    }
+    for fact in facts[data.task]:
         assert fact in data.story
 
 

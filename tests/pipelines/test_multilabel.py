@@ -200,3 +200,20 @@ def test_bad_lists_are_named_by_file_and_row(place: Place, client: Client, bad: 
     place("data").write("part-1.parquet", buffer.getvalue())
     with pytest.raises(InvalidInput, match=message):
         Audit(place, data, client, {"input": inputs}).run()
+
+
+@on_disk
+@pytest.mark.parametrize("target", ["parquet", "zarr"])
+def test_bad_regions_are_published_without_scores(place: Place, client: Client, target: str) -> None:
+    data = sets("float32")
+    data.pred_probs[45, 2] = np.nan
+    inputs = store_lists(place("data"), data)
+    settings = {"input": inputs, "output": {"format": target, "region_rows": 14}, "on_error": "quarantine"}
+    run = Audit(place, data, client, settings).run().run
+    missing = np.isnan(scores_of(run, "label_quality_score").astype(float))
+    assert missing[45]
+    assert 0 < missing.sum() < 30
+    if target == "zarr":
+        assert (np.isnan(scores_of(run, "class_label_quality_score")).all(axis=1) == missing).all()
+    else:
+        assert (run.scores.compute()["class_label_quality_score"].isna() == missing).all()

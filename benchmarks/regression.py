@@ -1,0 +1,119 @@
+"""OUTRE: against cleanlab, in memory at ten million rows, and end to end from Parquet against merely reading it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cleanlab.regression.rank
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from dask.utils import format_bytes
+from distributed import Client
+from rich.table import Table
+
+from benchmarks.end_to_end import audit, peak_bytes
+from benchmarks.measure import in_turn, seconds
+from flows.cluster import open_cluster
+from labelqa_dask.regression import get_label_quality_scores
+from pipelines.config import AuditConfig, parse_config
+from pipelines.plan import make_plan
+
+PART_ROWS = 1_000_000
+
+
+def measurements(rows: int, seed: int = 0) -> tuple[Any, Any]:
+    """Labels (n,) with heavy tails, and predictions (n,) that miss them by more where they are large."""
+    rng = np.random.default_rng(seed)
+    labels = rng.gamma(2.0, size=rows)
+    return labels, labels * np.exp(0.2 * rng.standard_t(4, size=rows).clip(-20, 20))
+
+
+def in_memory() -> Table:
+    """Seconds and ratio to cleanlab at 20,000 rows, and seconds of larger ones."""
+    result = Table("OUTRE in memory", "rows", "ours", "cleanlab", "ratio", "target")
+    labels, predictions = measurements(20_000)
+    # cleanlab takes minutes: one run is enough for a ratio of hundreds.
+    theirs = seconds(lambda: cleanlab.regression.rank.get_label_quality_scores(labels, predictions))
+    for neighbors in ("auto", "exact", "field"):
+        score = partial(get_label_quality_scores, labels, predictions, neighbors=neighbors)
+        score()
+        ours = min(seconds(score) for _ in range(5))
+        result.add_row(neighbors, "20,000", f"{ours:.3f} s", f"{theirs:.0f} s", f"{theirs / ours:.0f}", "≥ 300")
+    for rows in (100_000, 1_000_000, 10_000_000):
+        labels, predictions = measurements(rows)
+        ours = min(seconds(lambda: get_label_quality_scores(labels, predictions)) for _ in range(3))  # noqa: B023
+        result.add_row("auto", f"{rows:,}", f"{ours:.2f} s", "", "", "10 s" if rows == 10_000_000 else "")
+    return result
+
+
+def write_rows(folder: Path, rows: int) -> None:
+    """Labels and predictions as Parquet files of a million rows."""
+    folder.mkdir()
+    for number in range(-(-rows // PART_ROWS)):
+        labels, predictions = measurements(min(PART_ROWS, rows - number * PART_ROWS), seed=number)
+        table = pa.table({"label": labels, "prediction": predictions})
+        pq.write_table(table, folder / f"part-{number:05d}.parquet")
+
+
+def config_for(data: Path, out: Path) -> AuditConfig:
+    """OUTRE over the stored rows."""
+    uri = str(data / "part-*.parquet")
+    return parse_config(
+        {
+            "task": "regression",
+            "input": {"labels": {"uri": uri, "column": "label"}, "predictions": {"uri": uri, "column": "prediction"}},
+            "output": {"uri": str(out), "format": "parquet"},
+            "cluster": {"workers": os.cpu_count(), "memory_limit": "2GiB"},
+        }
+    )
+
+
+def _parts(data: Path) -> Iterator[str]:
+    return map(str, sorted(data.glob("part-*.parquet")))
+
+
+def _read(path: str) -> int:
+    """Read both columns as arrays, and drop them."""
+    table = pq.read_table(path)
+    return sum(column.to_numpy().nbytes for column in table.columns)
+
+
+def read_only(client: Client, data: Path) -> None:
+    """Read every file on the workers."""
+    client.gather(client.map(_read, list(_parts(data)), pure=False))
+
+
+def end_to_end(rows: float = 100e6) -> Table:
+    """Ratio of the audit's time to that of reading the input as often as the audit does, and the peak memory."""
+    result = Table("OUTRE end to end", "passes", "audit", "reading once", "ratio", "target", "peak memory", "planned")
+    folder = Path(tempfile.mkdtemp(prefix="labelqa-bench-"))
+    try:
+        data, out = folder / "rows", folder / "audit"
+        write_rows(data, int(rows))
+        config = config_for(data, out)
+        with open_cluster(config) as (client, resources):
+            plan = make_plan(config, resources)
+            pairs = in_turn(partial(audit, config, client, resources, out), partial(read_only, client, data), runs=3)
+            peak = max(client.run(peak_bytes).values())
+        ours, reading = pairs.median
+        passes = len(plan.task.passes(plan.params)) + 1
+        result.add_row(
+            f"{int(rows):,} rows ({format_bytes(plan.input_bytes)})",
+            f"{passes}",
+            f"{ours:.1f} s",
+            f"{reading:.1f} s",
+            f"{1 / (pairs.ratio * passes):.2f}",
+            "≤ 1.5",
+            format_bytes(peak),
+            format_bytes(plan.worker_bytes),
+        )
+    finally:
+        shutil.rmtree(folder)
+    return result

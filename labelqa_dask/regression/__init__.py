@@ -1,0 +1,285 @@
+"""Label quality of regression data: one number and one predicted number for each example.
+
+A label is suspicious where it is far from what the model, out of sample, predicts; OUTRE takes into account that errors
+of some size are usual, and that they may be usual for some labels only.
+
+Formulas, with `y` the label, `r = prediction - label`:
+
+- residual: `exp(-|r|)`
+- OUTRE: every example is a point `((y - mean y) / std y, residual_scale (r - mean r) / std r)` in a plane of features;
+  `d` is its mean distance to the `k = ceil(frac_neighbors n)` nearest points, itself included; the score is
+  `exp(-d / median d)`.
+
+Source: Zhou, Mueller, Kumar, Wang and Lei, "Detecting Errors in Numerical Data via any Regression Model",
+arXiv:2305.16583 (2023), and the scores named OUTRE in cleanlab. The numbers of `neighbors="exact"` agree with
+cleanlab 2.9.
+
+With `k` a share of `n`, lists of neighbours are quadratic. `exact` computes every distance, in bounded memory; `field`
+computes the mean distance as what it is, a smooth function on the plane, and its cost does not grow with `n`:
+see `labelqa_dask.regression.field`. `auto` is exact while that takes about a second.
+
+Passes over the input. `residual`: one. `exact`: two, the rows and their scores. `field`: three. Moments and a sample
+share the first; the second counts the rows into cells, which cannot be cut sensibly before the sample is known; the
+third scores the rows, which no state of bounded size could carry.
+
+Axes: n = examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from dataclasses import field as dataclass_field
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from labelqa_dask.core import public
+from labelqa_dask.core.charts import Chart, Density, Distribution
+from labelqa_dask.core.class_scores import ClassScores
+from labelqa_dask.core.kernels import Array
+from labelqa_dask.core.task import ArraySpec, Block, Params, Pass, Stats, Task
+from labelqa_dask.regression.exact import ExactScores, Points
+from labelqa_dask.regression.field import Field as DistanceField
+from labelqa_dask.regression.field import FieldSettings
+from labelqa_dask.regression.grid import Grid, count_cells
+from labelqa_dask.regression.rows import (
+    Rows,
+    as_scores,
+    features_per_unit,
+    read,
+    residual_scores,
+    scores_of_distances,
+)
+
+Method = Literal["outre", "residual"]
+Scaling = Literal["median", "none"]
+Neighbors = Literal["auto", "exact", "field"]
+
+EVERY_ROW = int(np.iinfo(np.int64).max)
+EXACT_ROWS = 1 << 15
+"""Up to so many rows `auto` is exact: half a second on two cores."""
+
+
+class RegressionParams(Params):
+    """Parameters of regression scores."""
+
+    method: Method = "outre"
+    residual_scale: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    frac_neighbors: float = Field(default=0.5, gt=0, le=1)
+    distance_scaling: Scaling = "median"
+    neighbors: Neighbors = "auto"
+    tolerance: float = Field(default=1e-3, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _neighbours_are_for_outre(self) -> Self:
+        changed = [
+            name
+            for name, field in type(self).model_fields.items()
+            if name != "method" and getattr(self, name) != field.default
+        ]
+        if self.method == "residual" and changed:
+            raise ValueError(f"{' and '.join(changed)} belong to method outre; leave them out for residual")
+        return self
+
+
+def get_label_quality_scores(
+    labels: Any,
+    predictions: Any,
+    *,
+    method: Method = "outre",
+    residual_scale: float = 5.0,
+    frac_neighbors: float = 0.5,
+    distance_scaling: Scaling = "median",
+    neighbors: Neighbors = "auto",
+    tolerance: float = 1e-3,
+) -> Any:
+    """Score how likely each given number is to be right.
+
+    Parameters
+    ----------
+    labels : (n,) array of numbers
+        Given labels; NumPy, Dask or xarray.
+    predictions : (n,) array of numbers
+        Predicted labels, out of sample.
+    method : {"outre", "residual"}
+    residual_scale : float
+        How much more a deviation of the residual counts than one of the label, each in its standard deviation.
+    frac_neighbors : float
+        The share of all examples that are neighbours, in (0, 1].
+    distance_scaling : {"median", "none"}
+        Divide distances by their median, or not.
+    neighbors : {"auto", "exact", "field"}
+        How mean distances are computed: every distance; as a smooth field, at any n; or, up to 32,768 examples exactly
+        and above as a field.
+    tolerance : float
+        Largest error of a score that the field aims for.
+
+    Returns
+    -------
+    (n,) float array
+        Scores in [0, 1], lower = more likely wrong, of the kind of the inputs. Dask input computes nothing yet.
+        float64 for float64 (and 64-bit integer) predictions, else float32.
+
+    Raises
+    ------
+    InvalidInput
+        A ValueError that names the array, the example and the reason. For Dask input, what concerns values is raised
+        when the result is computed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> get_label_quality_scores(np.array([1, 2, 3, 4]), np.array([2, 2, 5, 4.1])).round(8)
+    array([0.2162406 , 0.62585509, 0.20275104, 0.62585509])
+    """
+    params = TASK.params(
+        method=method,
+        residual_scale=residual_scale,
+        frac_neighbors=frac_neighbors,
+        distance_scaling=distance_scaling,
+        neighbors=neighbors,
+        tolerance=tolerance,
+    )
+    outputs = public.run(TASK, {"labels": labels, "predictions": predictions}, params)
+    return outputs["label_quality_score"]
+
+
+@dataclass(frozen=True)
+class Survey(Rows):
+    """The rows, and what is wanted of them: exact scores where every row is at hand, else a grid to count them in.
+
+    Attributes
+    ----------
+    residual_scale, frac_neighbors, tolerance : float
+    scaled : bool
+        Whether distances are divided by their median.
+    field : bool
+        Whether the field is wanted in any case.
+    """
+
+    residual_scale: float = 5.0
+    frac_neighbors: float = 0.5
+    tolerance: float = 1e-3
+    scaled: bool = True
+    field: bool = False
+
+    def result(self) -> Any:
+        """`ExactScores`, or a `Plane`."""
+        if not self.complete or self.field:
+            return Plane(self, Grid.of(self))
+        per_unit = features_per_unit(self.deviation, self.residual_scale)
+        return ExactScores.of(Points.of(self.labels, self.residuals), per_unit, self.frac_neighbors, self.scaled)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Rows that are too many to be compared with each other, and a grid to count them in."""
+
+    survey: Survey
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Count(Survey):
+    """A survey, and the rows counted into the cells of its grid; the rows of all parts are those of the survey."""
+
+    sums: NDArray[np.int64] = dataclass_field(default_factory=lambda: np.zeros((0, 8), np.int64))
+
+    def merge(self, other: Self) -> Self:
+        return replace(self, sums=self.sums + other.sums)
+
+    def result(self) -> Any:
+        """`DistanceField`."""
+        settings = FieldSettings(self.residual_scale, self.frac_neighbors, self.scaled, self.tolerance)
+        return DistanceField.of(self, self.sums, Grid.of(self), settings)
+
+
+def survey(block: Block, params: RegressionParams, stats: Stats) -> Survey:
+    """State of one block."""
+    state = Survey.of(block, EVERY_ROW if params.neighbors == "exact" else EXACT_ROWS)
+    return replace(
+        state,
+        residual_scale=params.residual_scale,
+        frac_neighbors=params.frac_neighbors,
+        tolerance=params.tolerance,
+        scaled=params.distance_scaling == "median",
+        field=params.neighbors == "field",
+    )
+
+
+def count(block: Block, params: RegressionParams, stats: Stats) -> Count:
+    """State of one block."""
+    plane = stats["survey"]
+    known = {each.name: getattr(plane.survey, each.name) for each in fields(Survey)}
+    return Count(**known, sums=count_cells(*read(block), plane.grid))
+
+
+def unless_exact(params: RegressionParams, stats: Stats, n: int) -> range | None:
+    """The cells need every row; where the survey settled everything, none."""
+    return None if isinstance(stats["survey"], ExactScores) else range(n)
+
+
+class Regression(Task[RegressionParams]):
+    """Labels (n,), predictions (n,) -> label_quality_score (n,)."""
+
+    params_model = RegressionParams
+    inputs: ClassVar = (
+        ArraySpec("labels", ("example",), "values"),
+        ArraySpec("predictions", ("example",), "values"),
+    )
+    outputs: ClassVar = (ArraySpec("label_quality_score", ("example",), "scores"),)
+    ranked_by = "label_quality_score"
+
+    def passes(self, params: RegressionParams) -> tuple[Pass[RegressionParams], ...]:
+        if params.method == "residual":
+            return ()
+        steps = (Pass("survey", Survey, survey),)
+        return steps if params.neighbors == "exact" else (*steps, Pass("count", Count, count, unless_exact))
+
+    def score(self, block: Block, params: RegressionParams, stats: Stats) -> dict[str, Any]:
+        if params.method == "residual":
+            scores = residual_scores(block)
+        else:
+            labels, residuals = read(block)
+            found = stats["survey"] if isinstance(stats["survey"], ExactScores) else stats["count"]
+            scores = scores_of_distances(found.distances_of(labels, residuals), found.scale)
+        return {"label_quality_score": as_scores(scores, block["predictions"])}
+
+    def statistics(self, params: RegressionParams, stats: Stats) -> dict[str, Any]:
+        if params.method == "residual":
+            return {}
+        found = stats["survey"] if isinstance(stats["survey"], ExactScores) else stats["count"]
+        return found.summary(params.tolerance)
+
+    def remarks(self, params: RegressionParams, stats: Stats) -> tuple[str, ...]:
+        if params.method == "residual" or isinstance(stats["survey"], ExactScores):
+            return ()
+        return stats["count"].remarks(params.tolerance)
+
+    def charts(self, params: RegressionParams, stats: Stats) -> tuple[Chart, ...]:
+        if params.method == "residual":
+            return ()
+        found = stats["survey"] if isinstance(stats["survey"], ExactScores) else stats["count"]
+        labels, residuals, distances, weight = found.groups()
+        scores = scores_of_distances(distances, found.scale)
+        predictions = labels + residuals
+        return (
+            Density.of("Given and predicted", ("given label", "predicted"), labels, predictions, weight, scores),
+            Distribution.of("Residuals", "predicted less given", residuals, weight),
+        )
+
+    def class_scores(self, block: Block, scores: Mapping[str, Any]) -> ClassScores | None:
+        return None
+
+    def describe(self, block: Block, scores: Mapping[str, Any], examples: NDArray[np.intp]) -> Mapping[str, Array]:
+        given, predicted = block["labels"][examples], block["predictions"][examples]
+        return {
+            "given_label": given.astype(np.float64),
+            "predicted_label": predicted.astype(np.float64),
+        }
+
+
+TASK = Regression()

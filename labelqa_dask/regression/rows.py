@@ -1,0 +1,231 @@
+"""Rows of labels and predictions: checks, residuals, moments, and a sample drawn by hashing the rows' numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labelqa_dask.core.errors import InvalidInput
+from labelqa_dask.core.kernels import Array, exp_nonpositive, kernel, summing_kernel
+from labelqa_dask.core.task import Block
+
+Floats = NDArray[np.float64]
+
+LARGEST = 1e150
+"""Values beyond it have no square in float64."""
+
+SAME_PLACE = float(np.sqrt(100 * np.finfo(np.float64).eps))
+SMALLEST_SCALE = 1e-6
+
+
+def read(block: Block) -> tuple[Floats, Floats]:
+    """Labels and residuals (prediction - label) of a block, (n,) float64.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the first value that is not finite.
+    """
+    labels = np.require(block["labels"], np.float64, ["C"])
+    predictions = np.require(block["predictions"], np.float64, ["C"])
+    residuals = np.empty(len(labels))
+    bad = _subtract(predictions, labels, residuals)
+    if bad >= 0:
+        name = "predictions" if abs(labels[bad]) < LARGEST else "labels"
+        value = block[name][bad]
+        raise InvalidInput(
+            f"value is {value}",
+            block.where(name, example=bad),
+            "Labels and predictions must be finite and below 1e150: mend the value, or drop the example.",
+        )
+    return labels, residuals
+
+
+def residual_scores(block: Block) -> Floats:
+    """exp(-|prediction - label|) of a block, (n,) float64."""
+    _, residuals = read(block)
+    _exp_of_minus_absolute(residuals)
+    return residuals
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one walk over the rows tells of them: a mergeable state.
+
+    Means and squared deviations merge by Chan's formula; constant values keep a deviation of exactly 0. The sample
+    holds the rows whose hash is among the lowest 1 in 2^level, and at level 0 every row. The level is the lowest at
+    which they are no more than `capacity`, so it does not depend on the grouping.
+
+    Attributes
+    ----------
+    count : int
+    mean, squares, lowest, highest : (2,) float64
+        Of the label and of the residual; `squares` is the sum of the squared deviations from the mean.
+    capacity, level : int
+    labels, residuals : (m,) float64
+    hashes : (m,) uint64, of the row's number in the whole data
+    """
+
+    count: int
+    mean: Floats
+    squares: Floats
+    lowest: Floats
+    highest: Floats
+    capacity: int
+    level: int
+    labels: Floats
+    residuals: Floats
+    hashes: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, block: Block, capacity: int) -> Self:
+        """State of one block; the rows are known by their number in the whole data."""
+        labels, residuals = read(block)
+        columns = (labels, residuals)
+        mean, squares = np.array([_mean_and_squares(values) for values in columns]).T.copy()
+        lowest, highest = (np.array([f(values, initial=start) for values in columns]) for f, start in _EXTREMES)
+        state = cls(len(labels), mean, squares, lowest, highest, capacity, 0, labels, residuals, _hashes(block))
+        return state._thinned()
+
+    def merge(self, other: Self) -> Self:
+        if self.count == 0 or other.count == 0:
+            return other if self.count == 0 else self
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        merged = replace(
+            self,
+            count=count,
+            mean=self.mean + delta * (other.count / count),
+            squares=self.squares + other.squares + delta**2 * (self.count * (other.count / count)),
+            lowest=np.minimum(self.lowest, other.lowest),
+            highest=np.maximum(self.highest, other.highest),
+            level=max(self.level, other.level),
+            labels=np.concatenate([self.labels, other.labels]),
+            residuals=np.concatenate([self.residuals, other.residuals]),
+            hashes=np.concatenate([self.hashes, other.hashes]),
+        )
+        return merged._thinned()
+
+    def result(self) -> Self:
+        return self
+
+    @property
+    def complete(self) -> bool:
+        """Whether the sample holds every row."""
+        return self.level == 0
+
+    @property
+    def deviation(self) -> Floats:
+        """Population standard deviations of labels and residuals, (2,).
+
+        Rounded to 44 bits, so that how the rows were grouped, which changes the last bits, does not show.
+        """
+        mantissa, exponent = np.frexp(np.sqrt(self.squares / max(self.count, 1)))
+        rounded: Floats = np.ldexp(np.round(np.ldexp(mantissa, 44)), exponent - 44)
+        return rounded
+
+    def _thinned(self) -> Self:
+        level, chosen = self.level, _chosen(self.hashes, self.level)
+        while np.count_nonzero(chosen) > self.capacity:
+            level += 1
+            chosen = _chosen(self.hashes, level)
+        if chosen.all():
+            return replace(self, level=level)
+        kept = {name: getattr(self, name)[chosen] for name in ("labels", "residuals", "hashes")}
+        return replace(self, level=level, **kept)
+
+
+_EXTREMES = ((np.min, np.inf), (np.max, -np.inf))
+
+
+def features_per_unit(deviation: Floats, residual_scale: float) -> Floats:
+    """How long a unit of the label and of the residual is in the plane of features, (2,)."""
+    return np.array([1.0, residual_scale]) / (deviation + 1e-100)
+
+
+def _chosen(hashes: NDArray[np.uint64], level: int) -> NDArray[np.bool_]:
+    """The hashes that are among the lowest 1 in 2^level."""
+    return (hashes >> np.uint64(64 - level)) == 0 if level else np.ones(len(hashes), bool)
+
+
+def _hashes(block: Block) -> NDArray[np.uint64]:
+    """Of each row's number; where chunks are of unknown size, of its number in the chunk and the chunk's."""
+    n = len(block["labels"])
+    chunk = block.chunk["example"] + 1 if "example" in block.chunk else 0
+    out = np.empty(n, np.uint64)
+    _hash(np.uint64(block.origin.get("example", 0) + (chunk << 40)), out)
+    return out
+
+
+@kernel
+def _hash(first: Any, out: Any) -> None:
+    """Numbers first, first + 1, ... mixed by the finaliser of SplitMix64."""
+    for i in range(len(out)):
+        z = (first + np.uint64(i + 1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        out[i] = z ^ (z >> np.uint64(31))
+
+
+@kernel
+def _subtract(predictions: Any, labels: Any, out: Any) -> int:
+    bad = 0
+    for i in range(len(out)):
+        out[i] = predictions[i] - labels[i]
+        bad += not ((abs(predictions[i]) < LARGEST) & (abs(labels[i]) < LARGEST))
+    if bad:
+        for i in range(len(out)):
+            if not ((abs(predictions[i]) < LARGEST) & (abs(labels[i]) < LARGEST)):
+                return i
+    return -1
+
+
+@kernel
+def _exp_of_minus_absolute(values: Any) -> None:
+    for i in range(len(values)):
+        values[i] = exp_nonpositive(-abs(values[i]))
+
+
+@summing_kernel
+def _mean_and_squares(values: Any) -> tuple[float, float]:
+    """Two walks, around the first value, so that a large mean costs no digits."""
+    n = len(values)
+    if n == 0:
+        return 0.0, 0.0
+    total = 0.0
+    for i in range(n):
+        total += values[i] - values[0]
+    mean = values[0] + total / n
+    squares, rest = 0.0, 0.0
+    for i in range(n):
+        deviation = values[i] - mean
+        squares += deviation * deviation
+        rest += deviation
+    return mean, squares - rest * rest / n
+
+
+@kernel
+def _scores(distances: Any, scale: float, out: Any) -> None:
+    for i in range(len(distances)):
+        score = exp_nonpositive(-max(distances[i], 0.0) / scale)
+        out[i] = 1.0 if distances[i] < SAME_PLACE else score
+
+
+def scores_of_distances(distances: Floats, scale: float) -> Floats:
+    """exp(-distance / scale), (n,), and 1 for distances below the rounding of a distance."""
+    out = np.empty(len(distances))
+    _scores(distances, scale, out)
+    return out
+
+
+def scale_of(median: float, scaled: bool) -> float:
+    """What distances are divided by."""
+    return max(median, SMALLEST_SCALE) if scaled else 1.0
+
+
+def as_scores(values: Floats, predictions: Array) -> Array:
+    """Scores of the precision of the predictions."""
+    return values if predictions.dtype.itemsize >= 8 else values.astype(np.float32)

@@ -1,0 +1,204 @@
+"""Regression scores by hand, at their limits, and the field's promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labelqa_dask.core.errors import InvalidConfig, InvalidInput
+from labelqa_dask.core.task import Block
+from labelqa_dask.regression import TASK, count, get_label_quality_scores, survey
+from labelqa_dask.regression.exact import mean_distances
+from labelqa_dask.regression.field import Sources
+from labelqa_dask.regression.grid import Axis, Grid, Masses, count_cells
+from labelqa_dask.regression.rows import Rows, scores_of_distances
+from tests.strategies import cuts, regression_data, seeded
+
+LABELS = np.array([1, 2, 3, 4])
+PREDICTIONS = np.array([2, 2, 5, 4.1])
+
+
+@pytest.mark.parametrize("neighbors", ["auto", "exact", "field"])
+def test_the_worked_example_holds_however_distances_are_computed(neighbors: Any) -> None:
+    scores = get_label_quality_scores(LABELS, PREDICTIONS, neighbors=neighbors)
+    np.testing.assert_allclose(scores, [0.2162406, 0.62585509, 0.20275104, 0.62585509], atol=1e-8)
+    scores = get_label_quality_scores(
+        LABELS, PREDICTIONS, residual_scale=10, distance_scaling="none", neighbors=neighbors
+    )
+    np.testing.assert_allclose(scores, [0.00323821, 0.33692597, 0.00191686, 0.33692597], atol=1e-8)
+
+
+def test_residual_scores_fall_with_the_residual() -> None:
+    scores = get_label_quality_scores(LABELS, PREDICTIONS, method="residual")
+    np.testing.assert_allclose(scores, np.exp([-1, 0, -2, -0.1]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("neighbors", ["auto", "exact", "field"])
+def test_one_neighbour_is_the_example_itself(n: int, neighbors: Any) -> None:
+    labels, predictions = regression_data(n)
+    assert get_label_quality_scores(labels, predictions, neighbors=neighbors).tolist() == [1.0] * n
+
+
+@pytest.mark.parametrize("neighbors", ["exact", "field"])
+def test_every_example_can_be_a_neighbour(neighbors: Any) -> None:
+    labels, predictions = regression_data(70)
+    x, y = (labels - labels.mean()) / labels.std(), predictions - labels
+    y = 5 * (y - y.mean()) / y.std()
+    distances = np.hypot(x - x[:, None], y - y[:, None]).mean(axis=1)
+    scores = get_label_quality_scores(labels, predictions, frac_neighbors=1.0, neighbors=neighbors)
+    atol = 1e-12 if neighbors == "exact" else 1e-3
+    np.testing.assert_allclose(scores, np.exp(-distances / np.median(distances)), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("neighbors", ["exact", "field"])
+def test_a_giant_outlier_leaves_all_others_in_one_place(neighbors: Any) -> None:
+    labels, predictions = regression_data(2000)
+    labels[17] = 1e12
+    scores = get_label_quality_scores(labels, predictions, neighbors=neighbors)
+    assert scores[17] < 1e-300
+    assert (np.delete(scores, 17) == 1).all()
+
+
+@pytest.mark.parametrize("neighbors", ["exact", "field"])
+def test_places_that_many_share_are_told_apart(neighbors: Any) -> None:
+    labels, predictions = (np.rint(values) for values in regression_data(3000, "ratings"))
+    found = get_label_quality_scores(labels, predictions, neighbors=neighbors)
+    exact = get_label_quality_scores(labels, predictions, neighbors="exact")
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-9)
+
+
+def test_zeros_in_excess_do_not_upset_the_field() -> None:
+    rng = np.random.default_rng(0)
+    zero = rng.random(5000) < 0.5
+    labels = np.where(zero, 0, rng.gamma(2, size=5000))
+    predictions = np.where(zero & (rng.random(5000) < 0.7), 0, np.maximum(labels + rng.normal(size=5000) / 2, 0))
+    exact, field = (get_label_quality_scores(labels, predictions, neighbors=each) for each in ("exact", "field"))
+    assert np.abs(field - exact).max() <= 1e-3
+
+
+def test_float32_labels_far_from_zero_lose_no_digits() -> None:
+    labels, predictions = regression_data(500)
+    near = (labels * 64).astype(np.float32).round() / 64, (predictions * 64).astype(np.float32).round() / 64
+    far = [values + np.float32(4096) for values in near]
+    np.testing.assert_allclose(get_label_quality_scores(*far), get_label_quality_scores(*near), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["labels", "predictions"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e200])
+@pytest.mark.parametrize("method", ["outre", "residual"])
+def test_what_is_not_finite_is_refused_with_its_row(name: str, value: float, method: Any) -> None:
+    arrays = dict(zip(("labels", "predictions"), regression_data(40), strict=True))
+    arrays[name][23] = value
+    with pytest.raises(InvalidInput, match=rf"{name}, example 23: value is .*Mend|{name}, example 23: value is"):
+        get_label_quality_scores(**arrays, method=method)
+    lazy = {key: da.from_array(values, chunks=10) for key, values in arrays.items()}
+    with pytest.raises(InvalidInput, match=f"{name}, example 23"):
+        get_label_quality_scores(**lazy, method=method).compute(scheduler="sync")
+
+
+def test_what_is_not_a_number_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="labels must be numbers"):
+        get_label_quality_scores(np.array(["a", "b"]), np.array([1.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"frac_neighbors": 0}, "frac_neighbors"),
+        ({"frac_neighbors": 1.5}, "frac_neighbors"),
+        ({"residual_scale": 0}, "residual_scale"),
+        ({"tolerance": 0}, "tolerance"),
+        ({"method": "residual", "neighbors": "field"}, "neighbors belong to method outre"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], what: str) -> None:
+    with pytest.raises(InvalidConfig, match=what):
+        get_label_quality_scores(LABELS, PREDICTIONS, **settings)
+
+
+@settings(parent=seeded, max_examples=15)
+@given(cuts(3000), st.sampled_from(["normal", "log-normal", "ratings", "constant"]))
+def test_the_field_does_not_depend_on_chunks(sizes: tuple[int, ...], kind: str) -> None:
+    labels, predictions = regression_data(3000, kind)
+    params = TASK.params(neighbors="field")
+
+    def field(bounds: list[int]) -> Any:
+        parts = [
+            Block({"labels": labels[a:b], "predictions": predictions[a:b]}, {"example": a}) for a, b in pairwise(bounds)
+        ]
+        stats: dict[str, Any] = {}
+        for name, of in (("survey", survey), ("count", count)):
+            state = of(parts[0], params, stats)
+            for part in parts[1:]:
+                state = state.merge(of(part, params, stats))
+            stats[name] = state.result()
+        return stats["count"]
+
+    whole, cut = field([0, 3000]), field([0, *np.cumsum(sizes).tolist()])
+    residuals = predictions - labels
+    np.testing.assert_allclose(
+        scores_of_distances(cut.distances_of(labels, residuals), cut.scale),
+        scores_of_distances(whole.distances_of(labels, residuals), whole.scale),
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+def test_the_sample_is_drawn_by_row_number_alone() -> None:
+    labels, predictions = regression_data(5000)
+    whole = Rows.of(Block({"labels": labels, "predictions": predictions}, {"example": 0}), 100)
+    parts = [
+        Rows.of(Block({"labels": labels[a:b], "predictions": predictions[a:b]}, {"example": a}), 100)
+        for a, b in pairwise([0, 40, 2000, 4100, 5000])
+    ]
+    merged = parts[3].merge(parts[1]).merge(parts[0].merge(parts[2]))
+    assert 50 <= len(whole.labels) <= 100
+    assert (merged.level, sorted(merged.hashes)) == (whole.level, sorted(whole.hashes))
+    np.testing.assert_allclose(merged.deviation, [labels.std(), (predictions - labels).std()], rtol=1e-12)
+
+
+def test_a_field_that_misses_its_tolerance_says_so() -> None:
+    labels, predictions = regression_data(3000)
+    params = TASK.params(neighbors="field")
+    block = Block({"labels": labels, "predictions": predictions})
+    stats = {"survey": survey(block, params, {}).result()}
+    stats["count"] = count(block, params, stats).result()
+    assert TASK.remarks(params, stats) == ()
+    assert TASK.statistics(params, stats)["tolerance_met"]
+    missed = {**stats, "count": replace(stats["count"], error=0.02)}
+    assert "Scores may be off by 0.02" in TASK.remarks(params, missed)[0]
+    assert not TASK.statistics(params, missed)["tolerance_met"]
+
+
+def test_intervals_hold_their_values() -> None:
+    values = np.concatenate([regression_data(500)[0], np.full(200, 0.25), [1e9]])
+    axis = Axis.of(values, values.min(), values.max(), 64)
+    assert axis.lines[0] <= values.min()
+    assert axis.lines[-1] > values.max()
+    held = np.searchsorted(axis.lines, 0.25, side="right") - 1
+    assert axis.widths[held] == 0
+    grid = Grid(axis, axis)
+    counts = count_cells(values, values, grid)[:, 0].reshape(len(axis), len(axis))
+    expected = np.bincount(np.searchsorted(axis.lines, values, side="right") - 1, minlength=len(axis))
+    np.testing.assert_array_equal(np.diag(counts), expected)
+    assert counts.sum() == len(values)
+
+
+def test_the_field_of_single_rows_is_the_exact_distance_and_its_gradient_the_slope() -> None:
+    labels, predictions = regression_data(300)
+    x, y = labels, predictions - labels
+    nothing = np.zeros(300)
+    sources = Sources(Masses(np.ones(300), x, y, nothing, nothing, nothing), 150.0)
+    field = sources.field(x, y)
+    np.testing.assert_allclose(field[:, 0], mean_distances(x, y, np.ones(300), 150.0), rtol=1e-12)
+    px, py, step = np.array([0.3, 2.0]), np.array([0.1, -1.5]), 1e-6
+    slope = (sources.field(px + step, py)[:, 0] - sources.field(px - step, py)[:, 0]) / (2 * step)
+    np.testing.assert_allclose(sources.field(px, py)[:, 1], slope, atol=1e-6)
