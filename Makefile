@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-slow check lint types bench constraints clean
+.PHONY: demo test test-slow test-stores check lint types bench constraints clean
 
 demo: $(VENV)/.installed  ## set up, then audit real data with corrupted labels
 	$(BIN)/labelqa demo
@@ -13,6 +13,10 @@ test: $(VENV)/.installed-dev  ## set up, then run the tests
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+test-stores: $(VENV)/.installed-dev  ## set up object stores from npm, then audit on them
+	npm install --silent --no-audit --no-fund --prefix build/stores azurite@3
+	$(BIN)/python -m pytest -m object_store
 
 check: lint types test  ## all that must hold before a change lands
 

@@ -371,6 +371,9 @@ def _open_store(url: str, options: StorageOptions) -> ObjectStore:
         config[endpoint] = options.endpoint_url
     if options.region and scheme == "s3":
         config["region"] = options.region
+    account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    if account and scheme == "az":  # a store whose account it found itself cannot be shown, and Zarr shows its stores
+        config["account_name"] = account
     if options.anonymous:
         config["skip_signature"] = True
     bucket, _, prefix = path.partition("/")
