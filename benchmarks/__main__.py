@@ -1,4 +1,4 @@
-"""Print the tables: `python -m benchmarks [in_memory | end_to_end [GIGABYTES] | regression [ROWS]]`."""
+"""Print the tables: `python -m benchmarks [in_memory | end_to_end [GB] | crowd [ANNOTATIONS] | regression [ROWS]]`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from rich.console import Console
 
 def main(arguments: list[str]) -> None:
     """Run what is asked for, or everything."""
-    from benchmarks import end_to_end, in_memory, regression
+    from benchmarks import crowd, end_to_end, in_memory, regression
 
     console = Console(width=140)
     if not arguments or arguments[0] == "in_memory":
         console.print(in_memory.table())
     if not arguments or arguments[0] == "end_to_end":
         console.print(end_to_end.table(*map(float, arguments[1:2])))
+    if not arguments or arguments[0] == "crowd":
+        console.print(crowd.table(*map(int, arguments[1:2])))
     if not arguments or arguments[0] == "regression":
         console.print(regression.in_memory())
         console.print(regression.end_to_end(*map(float, arguments[1:2])))

@@ -22,12 +22,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from flows.cluster import open_cluster
+from flows.cluster import open_cluster, resources_of
 from flows.progress import every, progress_line
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, RunConflict, RunFailed
 from labelqa_dask.storage.run import Run
 from pipelines.audit import Audited, run_audit
 from pipelines.config import AuditConfig
+from pipelines.plan import make_plan
 from pipelines.regions import Listener, Progress
 
 T = TypeVar("T")
@@ -49,8 +50,9 @@ def audit(config: AuditConfig, fresh: bool = False) -> str:
     Returns the location of the published version.
     """
     listener = _listeners(_progress_artifact(), _watching.get() or _log_progress(get_run_logger()))
-    with open_cluster(config) as (client, resources):
-        audited = run_audit(config, client, resources, listener, fresh=fresh, call=_as_task)
+    plan = _as_task("plan", make_plan, config, resources_of(config))
+    with open_cluster(config) as client:
+        audited = run_audit(plan, client, listener, fresh=fresh, call=_as_task)
     _publish_artifacts(audited.run)
     outcome = _outcome.get()
     if outcome is not None:
@@ -117,7 +119,7 @@ def _progress_artifact() -> Listener:
         else:
             key = f"audit-{progress.stage.replace(' ', '-').replace('_', '-')}"
             artifacts[progress.stage] = create_progress_artifact(
-                progress=percent, key=key, description=f"{progress.stage}: {progress.total:,} regions"
+                progress=percent, key=key, description=f"{progress.stage}: {progress.total:,} {progress.unit}"
             )
 
     return every(_SECONDS_BETWEEN_UPDATES, tell)
@@ -129,12 +131,13 @@ def _log_progress(logger: logging.Logger | logging.LoggerAdapter[Any]) -> Listen
 
 def _publish_artifacts(run: Run) -> None:
     summary = run.summary
-    score = summary["score"]
+    score, left_out = summary["score"], summary["quarantined"]
     lines = [
         f"# {summary['task']}: {summary['examples']:,} examples",
         "",
         f"- mean {score['name']}: {score['mean']:.4f}" if score["mean"] is not None else "- nothing was scored",
         f"- lowest: {score['min']:.4g}" if score["min"] is not None else "",
+        f"- left out, as their data cannot be scored: {left_out['regions']:,} regions" if left_out["regions"] else "",
         f"- settings: `{summary['params']}`",
         f"- scores: `{run.version.location}`",
         f"- report: `{run.report}`",

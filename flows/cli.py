@@ -6,16 +6,16 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from flows.imports import import_app
+from flows.screen import console, errors, print_pairs
 from labelqa_dask.core.errors import InvalidConfig, LabelQAError
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from pipelines.audit import Audited
     from pipelines.config import AuditConfig
 
-FAILED, BAD_CONFIGURATION = 1, 2
+FAILED, BAD_CONFIGURATION, QUARANTINED = 1, 2, 3
+
+_BAD_SHOWN = 5
+_MOST_PROBLEMS = 100
 
 app = typer.Typer(
     help="Find wrong labels in data sets too large for memory.\n\n"
@@ -38,9 +41,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-# Where there is no terminal to fit, lines are as long as they need to be.
-console = Console(width=None if sys.stdout.isatty() else 1000)
-errors = Console(stderr=True)
+app.add_typer(import_app, name="import")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as those in configs/.")]
 Overrides = Annotated[
@@ -82,12 +83,12 @@ def plan(config: ConfigPath, settings: Overrides = None) -> None:
     from pipelines.plan import make_plan
 
     audit = load_config(config, settings or ())
-    _print_pairs(make_plan(audit, resources_of(audit)).describe())
+    print_pairs(make_plan(audit, resources_of(audit)).describe())
 
 
 @app.command()
 def demo(
-    task: Annotated[str, typer.Option(help="segmentation or multiclass.")] = "segmentation",
+    task: Annotated[str, typer.Option(help="segmentation, multiclass, multilabel or multiannotator.")] = "segmentation",
     out: Annotated[Path, typer.Option(help="Folder for the data, the configuration and the results.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Which labels are corrupted, and how.")] = 0,
 ) -> None:
@@ -121,6 +122,24 @@ def status(out: Out) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+@app.command()
+def verify(out: Out) -> None:
+    """Read the newest version again and compare it with its record: scores, statistics, and what was published.
+
+    Exit status 1 where something is damaged or missing.
+    """
+    from pipelines.verify import verify as read_again
+
+    verified = read_again(_output(out))
+    if verified.problems:
+        listed = "".join(f"\n  {problem}" for problem in verified.problems[:_MOST_PROBLEMS])
+        raise LabelQAError(
+            f"{len(verified.problems):,} problems were found: run the audit again with --fresh.{listed}",
+            str(verified.version.location),
+        )
+    console.print(f"{verified.version.location}: all {verified.regions:,} regions are as they were written.")
 
 
 @app.command()
@@ -160,7 +179,10 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Entry point: errors in one place, exit status 1 for a failed run and 2 for a bad configuration."""
+    """Entry point: errors in one place.
+
+    Exit status 1 for a failed run, 2 for a bad configuration, and 3 where regions were left out of what is published.
+    """
     signal.signal(signal.SIGINT, _interrupted)
     try:
         app(standalone_mode=True)
@@ -182,11 +204,13 @@ def _audit(config: AuditConfig, *, fresh: bool, prefect: bool) -> Audited:
     console.print(f"[dim]starting {'Prefect and ' if prefect else ''}the workers[/dim]")
     with show_progress(console) as listener:
         if not prefect:
-            from flows.cluster import open_cluster
+            from flows.cluster import open_cluster, resources_of
             from pipelines.audit import run_audit
+            from pipelines.plan import make_plan
 
-            with open_cluster(config) as (client, resources):
-                return run_audit(config, client, resources, listener, fresh=fresh)
+            plan = make_plan(config, resources_of(config))
+            with open_cluster(config) as client:
+                return run_audit(plan, client, listener, fresh=fresh)
         _quiet_prefect()
         from flows.audit import run_flow
 
@@ -208,7 +232,7 @@ def _tell_result(audited: Audited) -> None:
         console.print("Nothing has changed since this version was published. Use --fresh to score it again.")
     score = summary["score"]
     mean = "none" if score["mean"] is None else f"{score['mean']:.4f}, lowest {score['min']:.4g}"
-    _print_pairs(
+    print_pairs(
         [
             ("examples", f"{summary['examples']:,}"),
             (f"mean {score['name']}", mean),
@@ -216,6 +240,19 @@ def _tell_result(audited: Audited) -> None:
             ("report", str(run.report)),
         ]
     )
+    left_out = summary["quarantined"]
+    if left_out["regions"]:
+        errors.print(
+            f"[bold yellow]left out:[/bold yellow] {left_out['regions']:,} regions with {left_out['examples']:,} "
+            "examples, as their data cannot be scored; their scores are missing, summary.json lists them.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        for bad in left_out["listed"][:_BAD_SHOWN]:
+            errors.print(
+                f"  region {bad['region']}: {bad['reasons'][0]}", markup=False, highlight=False, soft_wrap=True
+            )
+        raise typer.Exit(QUARANTINED)
 
 
 def _output(out: str) -> Location:
@@ -246,17 +283,6 @@ def _table_of(frame: pd.DataFrame) -> Table:
     for row in frame.itertuples(index=False):
         table.add_row(*(form(value) for form, value in zip(formats, row, strict=True)))
     return table
-
-
-def _print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
-    """Print names and values side by side; a value is never cut, so that paths can be copied."""
-    rows = list(pairs)
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        first, *more = value.splitlines()
-        console.print(f"[bold]{name:<{width}}[/bold]  {escape(first)}", highlight=False, soft_wrap=True)
-        for line in more:
-            console.print(" " * (width + 2) + escape(line), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

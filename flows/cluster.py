@@ -13,7 +13,7 @@ from distributed.system import MEMORY_LIMIT
 
 from labelqa_dask.core.blocks import available_cpus
 from labelqa_dask.core.errors import InvalidConfig
-from pipelines.config import AuditConfig, LocalCluster
+from pipelines.config import LocalCluster, WorkConfig
 from pipelines.plan import Resources
 
 _CONNECT_SECONDS = 20
@@ -35,8 +35,8 @@ def local_resources(settings: LocalCluster) -> Resources:
 
 
 @contextmanager
-def open_cluster(config: AuditConfig) -> Iterator[tuple[Client, Resources]]:
-    """A client of the run's cluster, and what its workers have; a local cluster ends with the block."""
+def open_cluster(config: WorkConfig) -> Iterator[Client]:
+    """A client of the run's cluster; a local cluster ends with the block."""
     settings = config.cluster
     if isinstance(settings, LocalCluster):
         resources = local_resources(settings)
@@ -51,10 +51,10 @@ def open_cluster(config: AuditConfig) -> Iterator[tuple[Client, Resources]]:
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
-            yield client, resources
+            yield client
     else:
         with _connect(settings.address) as client:
-            yield client, running_resources(client, settings.address)
+            yield client
 
 
 def _connect(address: str) -> Client:
@@ -80,7 +80,7 @@ def running_resources(client: Client, address: str) -> Resources:
     )
 
 
-def resources_of(config: AuditConfig) -> Resources:
+def resources_of(config: WorkConfig) -> Resources:
     """What the workers of a run would have, without starting any."""
     if isinstance(config.cluster, LocalCluster):
         return local_resources(config.cluster)

@@ -14,6 +14,7 @@ import yaml
 import zarr
 
 from flows.demo_data import DemoData
+from flows.demo_data.multiannotator import CrowdData
 from labelqa_dask.core.errors import InvalidConfig
 from labelqa_dask.storage.run import Run
 
@@ -33,7 +34,7 @@ def prepare_folder(folder: Path) -> None:
 def write_demo(data: DemoData, folder: Path) -> Path:
     """Store the data as Zarr (images) or Parquet (tables), with a configuration that audits them; returns its path."""
     folder = folder.resolve()
-    stored = _write_zarr(data, folder) if data.labels.ndim > 1 else _write_parquet(data, folder)
+    stored = _write_zarr(data, folder) if data.pred_probs.ndim > 2 else _write_parquet(data, folder)
     config = {
         "task": data.task,
         **stored,
@@ -78,15 +79,19 @@ def _write_parquet(data: DemoData, folder: Path) -> dict[str, Any]:
     else:
         columns = [f"p{j}" for j in range(data.pred_probs.shape[1])]
         predictions = {"pred_probs": {"columns": columns}}
+    sets = data.labels.ndim == 2
+    labels = [np.flatnonzero(row).tolist() for row in data.labels] if sets else data.labels
+    name = "labels" if sets else "label"
     values = np.atleast_2d(data.pred_probs.T)
-    table = pa.table({"id": data.ids.tolist(), "label": data.labels, **dict(zip(columns, values, strict=True))})
+    table = pa.table({"id": data.ids.tolist(), name: labels, **dict(zip(columns, values, strict=True))})
     part_rows = -(-len(data.labels) // 8)
     for number, start in enumerate(range(0, len(data.labels), part_rows)):
         pq.write_table(table.slice(start, part_rows), files / f"part-{number:02d}.parquet")
     uri = str(files / "part-*.parquet")
+    labelled = _write_crowd(data, files) if isinstance(data, CrowdData) else {"labels": {"uri": uri, "column": name}}
     return {
         "input": {
-            "labels": {"uri": uri, "column": "label"},
+            **labelled,
             **{name: {"uri": uri, **where} for name, where in predictions.items()},
             "ids": {"uri": uri, "column": "id"},
         },
@@ -94,8 +99,24 @@ def _write_parquet(data: DemoData, folder: Path) -> dict[str, Any]:
     }
 
 
+def _write_crowd(data: CrowdData, files: Path) -> dict[str, Any]:
+    """The annotations, in no order."""
+    order = np.random.default_rng(0).permutation(len(data.example))
+    table = pa.table(
+        {
+            "digit": data.ids[data.example[order]].tolist(),
+            "annotator": data.names[data.annotator[order]].tolist(),
+            "label": data.given[order],
+        }
+    )
+    pq.write_table(table, files / "annotations.parquet")
+    return {"annotations": {"uri": str(files / "annotations.parquet"), "columns": table.column_names}}
+
+
 def verdict(data: DemoData, run: Run) -> str:
-    """How many of the labels that were really corrupted are among as many worst."""
+    """How many of the labels that were really corrupted are among as many worst; what became of a crowd."""
+    if isinstance(data, CrowdData):
+        return _crowd_verdict(data, run)
     corrupted = int(data.corrupted.sum())
     worst = run.worst["row"].to_numpy()[:corrupted]
     found = int(data.corrupted[worst].sum())
@@ -103,6 +124,19 @@ def verdict(data: DemoData, run: Run) -> str:
     return (
         f"{corrupted} of {len(data.corrupted):,} examples had their label corrupted on purpose. "
         f"{found} of them are among the {corrupted} worst ({found / corrupted:.0%}; by chance: {by_chance:.0f})."
+    )
+
+
+def _crowd_verdict(data: CrowdData, run: Run) -> str:
+    """Whether the consensus is better than the majority, and whether the spammers end up last."""
+    consensus = run.scores.compute()["consensus_label"].to_numpy()
+    spammers = int(data.spammers.sum())
+    last = run.annotators["annotator"].head(spammers).isin(data.names[data.spammers]).sum()
+    right, by_majority = (consensus == data.truth).mean(), (data.labels == data.truth).mean()
+    return (
+        f"The consensus is right for {right:.1%} of {len(data.truth):,} digits, the majority vote for "
+        f"{by_majority:.1%}. {last} of the {spammers} spammers are among the {spammers} worst "
+        f"of {len(data.names)} annotators."
     )
 
 

@@ -23,8 +23,8 @@ def every(seconds: float, listener: Listener) -> Listener:
 
 
 def progress_line(progress: Progress) -> str:
-    """Progress in one line: regions done, rate, time left."""
-    line = f"{progress.stage}: {progress.done:,} of {progress.total:,} regions"
+    """Progress in one line: what is done, rate, time left."""
+    line = f"{progress.stage}: {progress.done:,} of {progress.total:,} {progress.unit}"
     if progress.nbytes:
         line += f", {format_bytes(progress.nbytes)} at {rate(progress)}"
     if progress.seconds_left:

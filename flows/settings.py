@@ -37,6 +37,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> AuditConfig:
     return parse_config(settings, str(path))
 
 
+def overridden(overrides: Sequence[str]) -> dict[str, Any]:
+    """Nested settings from `a.b=value` alone, where there is no file."""
+    settings: dict[str, Any] = {}
+    for override in overrides:
+        _apply(settings, override)
+    return settings
+
+
 def _apply(settings: dict[str, Any], override: str) -> None:
     """Set `a.b=value` in nested settings; the value is read as YAML."""
     key, separator, text = override.partition("=")

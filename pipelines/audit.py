@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from distributed import Client
 
-from labelqa_dask.core.errors import RunFailed
+from labelqa_dask.core.errors import InvalidInput, RunFailed
+from labelqa_dask.storage.annotations import AnnotationsSource
 from labelqa_dask.storage.lease import Lease, holding
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import (
@@ -24,9 +25,10 @@ from labelqa_dask.storage.record import (
     unfinished,
 )
 from labelqa_dask.storage.run import Run
-from pipelines.config import AuditConfig
+from pipelines.bad_data import BadRegions
 from pipelines.estimate import estimate
-from pipelines.plan import Plan, Resources, make_plan, software_versions
+from pipelines.group import clear, group
+from pipelines.plan import Plan, make_plan, software_versions
 from pipelines.publish import publish
 from pipelines.regions import Listener
 from pipelines.score import score
@@ -51,23 +53,15 @@ def run_stage(name: str, function: Callable[..., T], *args: Any) -> T:
 
 
 def run_audit(
-    config: AuditConfig,
-    client: Client,
-    resources: Resources,
-    listener: Listener,
-    *,
-    fresh: bool = False,
-    call: Call = run_stage,
+    plan: Plan, client: Client, listener: Listener, *, fresh: bool = False, call: Call = run_stage
 ) -> Audited:
-    """Run an audit, or finish one that was interrupted.
+    """Run an audit that was planned, or finish one that was interrupted.
 
     Parameters
     ----------
-    config : AuditConfig
+    plan : Plan
     client : distributed.Client
         Where regions are worked on.
-    resources : Resources
-        What its workers have.
     listener : callable
         Told of the progress of each stage.
     fresh : bool
@@ -80,14 +74,14 @@ def run_audit(
     LabelQAError
         Nothing is published then; what was finished is kept and resumed.
     """
-    plan: Plan = call("plan", make_plan, config, resources)
-    out = Location.parse(config.output.uri, config.storage)
+    out = Location.parse(plan.config.output.uri, plan.config.storage)
     planned = {**plan.manifest(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
     planned |= {"software": software_versions(), "digest": manifest_digest(planned)}
     with holding(out) as lease:
         published = latest(out)
-        version, resumed = open_version(out, planned, fresh=fresh)
+        version, resumed = call("open", open_version, out, planned, fresh)
         if version == published:
+            _refuse_quarantined(plan, version, planned["digest"])
             return Audited(Run(version), unchanged=True, resumed=False)
         _work(plan, version, version.manifest() or planned, client, listener, call, resumed, lease)
     return Audited(Run(version), unchanged=False, resumed=resumed)
@@ -113,16 +107,30 @@ def _work(
         timings[name] = round(time.monotonic() - started, 3)
         return result
 
+    if any(isinstance(source, AnnotationsSource) for source in plan.sources.values()):
+        plan = timed("group", group, plan, version, digest, client, listener)
+    bad = BadRegions(plan, version, digest)
     if plan.task.passes(plan.params):
-        timed("estimate", estimate, plan, version, digest, client, listener)
-    attributes = {"task": plan.task.name, "params": manifest["params"], "labelqa_dask": manifest["labelqa_dask"]}
-    plan.sink(version.location).create(plan.outputs, attributes | ({"coordinates": "id"} if plan.ids else {}))
-    timed("score", score, plan, version, digest, client, listener)
-    selection = timed("select", select, plan, version, digest, client)
+        timed("estimate", estimate, plan, version, digest, bad, client, listener)
+    timed("score", score, plan, version, digest, bad, client, listener)
+    selection = timed("select", select, plan, version, digest, bad, client)
     _check_inputs_unchanged(plan, manifest, version)
     lease.check()
     version.run.write("timings.json", dump_json({"seconds": timings, "resumed": resumed}))
     timed("publish", publish, plan, version, manifest, selection)
+    clear(version)
+
+
+def _refuse_quarantined(plan: Plan, version: Version, manifest: str) -> None:
+    """A version without its bad regions is not what a run asks for whose policy is to fail."""
+    bad = version.bad_regions(manifest)
+    if bad and plan.config.on_error == "fail":
+        raise InvalidInput(
+            f"was published without {len(bad):,} region{'s' if len(bad) > 1 else ''} whose data cannot be scored, "
+            "and on_error is fail now",
+            str(version.location),
+            "Mend the input, or set on_error: quarantine.",
+        )
 
 
 def _check_inputs_unchanged(plan: Plan, manifest: Json, version: Version) -> None:
@@ -137,7 +145,7 @@ def _check_inputs_unchanged(plan: Plan, manifest: Json, version: Version) -> Non
         )
 
 
-def open_version(out: Location, planned: Json, *, fresh: bool) -> tuple[Version, bool]:
+def open_version(out: Location, planned: Json, fresh: bool) -> tuple[Version, bool]:
     """The version to work on, its manifest written, and whether it had been begun before.
 
     Raises

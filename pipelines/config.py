@@ -28,7 +28,9 @@ class InputConfig(_Settings):
     column: str | None = None
     """Parquet: one column, which may hold lists."""
     columns: tuple[str, ...] | None = None
-    """Parquet: one column per class, in class order."""
+    """Parquet: one column per class, in class order. Annotations: those of example, annotator and label."""
+    bad_rows: Literal["refuse", "drop"] | None = None
+    """Annotations: whether rows that cannot be scored stop the run (the default), or are left out."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -92,7 +94,21 @@ class RunningCluster(_Settings):
     """Such as tcp://10.0.0.5:8786."""
 
 
-class AuditConfig(_Settings):
+class WorkConfig(_Settings):
+    """What runs the work, and how storage is reached."""
+
+    cluster: Annotated[LocalCluster | RunningCluster, Field(discriminator="kind")] = LocalCluster()
+    storage: StorageOptions = StorageOptions()
+
+    @field_validator("cluster", mode="before")
+    @classmethod
+    def _local_by_default(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "kind" not in value:
+            return {"kind": "address" if "address" in value else "local", **value}
+        return value
+
+
+class AuditConfig(WorkConfig):
     """One audit: what is scored, how, where the scores go, and what runs it."""
 
     task: str
@@ -103,15 +119,9 @@ class AuditConfig(_Settings):
     """The method's parameters."""
     output: OutputConfig
     select: SelectConfig = SelectConfig()
-    cluster: Annotated[LocalCluster | RunningCluster, Field(discriminator="kind")] = LocalCluster()
-    storage: StorageOptions = StorageOptions()
-
-    @field_validator("cluster", mode="before")
-    @classmethod
-    def _local_by_default(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and "kind" not in value:
-            return {"kind": "address" if "address" in value else "local", **value}
-        return value
+    on_error: Literal["fail", "quarantine"] = "fail"
+    """Where regions hold data that cannot be scored: fail lists them and publishes nothing; quarantine leaves them out,
+    marks them, and publishes the rest."""
 
     @model_validator(mode="after")
     def _inputs_are_the_tasks(self) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any
@@ -90,10 +90,12 @@ def choose_layout(
     *,
     regular: bool,
     region_rows: int | None,
+    gathered_bytes: int = 0,
 ) -> Layout:
     """Cut the rows along the chunks of the largest input, and examples into blocks of whole cells (`multiples`).
 
     `regular` asks for regions of one length, as Zarr output needs; otherwise they follow the row groups of the files.
+    `gathered_bytes` is what is kept of each example until its region is written.
     The cut depends on the input and the settings alone, never on the cluster.
     """
     leader = task.inputs[-1]
@@ -107,7 +109,8 @@ def choose_layout(
     row_bytes = block_bytes(task, sources, {**sizes, **tile, "example": 1})
     block_rows = granule * max(1, BLOCK_BYTES // max(1, row_bytes * granule))
     example_bytes = block_bytes(task, sources, {**sizes, "example": 1})
-    wanted = region_rows or min(-(-n // FEWEST_REGIONS), max(1, REGION_BYTES // max(1, example_bytes)), REGION_ROWS)
+    most = min(REGION_BYTES // max(1, example_bytes), BLOCK_BYTES // max(1, gathered_bytes), REGION_ROWS)
+    wanted = region_rows or min(-(-n // FEWEST_REGIONS), max(1, most))
     block_rows = min(block_rows, -(-wanted // granule) * granule)
     step = -(-wanted // block_rows) * block_rows
     bounds = tuple(group_bounds(source.row_bounds(), wanted)) if irregular and not regular else None
@@ -117,9 +120,12 @@ def choose_layout(
 
 def block_bytes(task: Task[Any], sources: Mapping[str, Source], block: Mapping[str, int]) -> int:
     """Bytes of the inputs of one block, decoded."""
-    return sum(
-        int(np.prod([block[dim] for dim in spec.dims])) * sources[spec.name].dtype.itemsize for spec in task.inputs
-    )
+    return sum(sources[spec.name].nbytes([block[dim] for dim in spec.dims]) for spec in task.inputs)
+
+
+def by_rows(dims: Sequence[str]) -> bool:
+    """Whether an output with these dimensions is written for whole regions: it has no values within an example."""
+    return set(dims) <= {"example", "class"}
 
 
 def group_bounds(bounds: NDArray[np.int64], most: int) -> list[int]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +17,22 @@ from dask.utils import format_bytes
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.core.layout import ArrayInfo, check_layout, check_multiples
 from labelqa_dask.core.task import ArraySpec, Params, Task
+from labelqa_dask.storage.annotations import AnnotationFiles, AnnotationsSource
+from labelqa_dask.storage.label_sets import LabelSetSource
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.record import Json
 from labelqa_dask.storage.sinks import OutputArray, ParquetSink, Sink, ZarrSink
-from labelqa_dask.storage.sources import ParquetSource, Source, ZarrSource, as_ids
+from labelqa_dask.storage.sources import ParquetSource, Source, ZarrSource, as_ids, holds_lists_of_any_length
 from pipelines.config import AuditConfig, InputConfig
-from pipelines.layout import Layout, block_bytes, choose_layout
+from pipelines.layout import Layout, block_bytes, by_rows, choose_layout
 
 # Measured: a worker process with every library imported and the kernels loaded.
 WORKER_BYTES = 360 << 20
 # Dask's nanny ends a worker at 95 % of its limit; some of the rest is left to the allocator.
 USABLE_SHARE = 0.85
+# Of an identifier's key and row, while they are sorted; of an annotation while a piece of the input is cut by region.
+INDEX_BYTES = 40
+PIECE_ROW_BYTES = 240
 _SOFTWARE = ("labelqa-dask", "dask", "distributed", "numba", "numpy", "obstore", "pyarrow", "xarray", "zarr")
 
 
@@ -83,13 +91,21 @@ class Plan:
             for output in self.outputs
             if output.dtype != object
         )
-        rows = self.layout.regions.step * (8 * len(self.outputs) + (120 if self.ids else 0)) * 3
+        gathered = sum(_row_bytes(output) for output in self.outputs) + (120 if self.ids else 0)
+        rows = self.layout.regions.step * gathered * 3
         return reading + block_bytes(self.task, self.sources, block) // 4 + scores + rows
 
     @property
     def worker_bytes(self) -> int:
         """Peak memory of a worker."""
-        return WORKER_BYTES + self.resources.threads_per_worker * self.region_bytes
+        threads = self.resources.threads_per_worker
+        grouped = [source for source in self.sources.values() if isinstance(source, AnnotationsSource)]
+        if not grouped:
+            return WORKER_BYTES + threads * self.region_bytes
+        index = INDEX_BYTES * self.layout.sizes["example"] if self.ids else 0
+        piece = grouped[0].files.piece_rows * PIECE_ROW_BYTES
+        table = 8 * grouped[0].nbytes([self.layout.regions.step])
+        return WORKER_BYTES + index + threads * max(self.region_bytes + table, piece)
 
     @property
     def fits(self) -> bool:
@@ -131,7 +147,10 @@ class Plan:
         rows = [("task", f"{self.task.name}: {_settings(self.params)}")]
         for name, source in self.sources.items():
             shape = " × ".join(f"{size:,}" for size in source.shape)
-            rows.append((name, f"{source.place}\n{shape}, {source.dtype}"))
+            found = (
+                f"{source.files.rows:,} rows" if isinstance(source, AnnotationsSource) else f"{shape}, {source.dtype}"
+            )
+            rows.append((name, f"{source.place}\n{found}"))
         if self.ids:
             rows.append(("ids", self.ids.place))
         extent = " × ".join(f"{block[dim]:,} {dim}" for dim in sizes)
@@ -162,10 +181,15 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
     """
     task = config.method
     params = task.params(**config.params)
-    sources = {spec.name: open_source(config.input[spec.name], spec.kind, config.storage) for spec in task.inputs}
-    infos = {name: ArrayInfo(source.shape, source.dtype, source.place) for name, source in sources.items()}
+    _check_output(config)
+    sources = _open_sources(config, task)
+    infos = {name: ArrayInfo(_known_shape(source), source.dtype, source.place) for name, source in sources.items()}
     sizes = check_layout(task, infos)
     sizes = {dim: sizes[dim] for dim in task.dims}
+    sources = {
+        name: replace(source, examples=sizes["example"]) if isinstance(source, AnnotationsSource) else source
+        for name, source in sources.items()
+    }
     ids = open_source(config.input["ids"], "ids", config.storage) if "ids" in config.input else None
     if ids and ids.shape != (sizes["example"],):
         raise InvalidInput(
@@ -188,19 +212,65 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
     return plan
 
 
-def open_source(settings: InputConfig, kind: str, storage: StorageOptions) -> Source:
-    """Open one input."""
+def _check_output(config: AuditConfig) -> None:
+    """Refuse an output that cannot be a folder, and one whose files would be read as input by the next run."""
+    out = Location.parse(config.output.uri, config.storage)
+    above = Path(out.local_path or "")
+    for path in [above, *above.parents] if out.local_path else []:
+        if path.is_file():
+            raise InvalidConfig("is a file, but the output is a folder", str(path), "Choose another output.uri.")
+    for name, settings in config.input.items():
+        inside = Location.parse(settings.uri, config.storage)
+        if settings.array is not None:
+            inside = inside / settings.array
+        elif "*" in inside.name or "?" in inside.name:
+            first = out.url.removeprefix(f"{inside.parent.url}/").partition("/")[0]
+            if out.url.startswith(f"{inside.parent.url}/") and fnmatchcase(first, inside.name):
+                inside = out
+        if f"{out.url}/".startswith(f"{inside.url}/"):
+            raise InvalidConfig(
+                f"lies inside the input {name}, which would take in the scores as its data",
+                str(out),
+                "Choose an output.uri outside of every input.",
+            )
+
+
+def _open_sources(config: AuditConfig, task: Task[Any]) -> dict[str, Source]:
+    """Open all inputs of a task; the one with every dimension tells how many classes there are."""
+    leader = task.inputs[-1]
+    predictions = open_source(config.input[leader.name], leader.kind, config.storage)
+    classes = dict(zip(leader.dims, predictions.shape, strict=False)).get("class", 0)
+    others = {
+        spec.name: open_source(config.input[spec.name], spec.kind, config.storage, classes) for spec in task.inputs[:-1]
+    }
+    return {**others, leader.name: predictions}
+
+
+def open_source(settings: InputConfig, kind: str, storage: StorageOptions, classes: int = 0) -> Source:
+    """Open one input; label sets are those of some number of classes."""
     location = Location.parse(settings.uri, storage)
+    if kind == "annotations":
+        return AnnotationsSource(AnnotationFiles.open(location, settings.columns or ()), 0)
     if settings.is_parquet:
         columns = settings.columns or (settings.column or "",)
-        return ParquetSource.open(location, columns, stack=kind == "probabilities")
-    return ZarrSource.open(location, settings.array, decode=kind in ("probabilities", "values"))
+        if kind == "indicators" and len(columns) == 1 and holds_lists_of_any_length(location, columns[0]):
+            return LabelSetSource.open(location, columns[0], classes)
+        return ParquetSource.open(location, columns, stack=kind in ("probabilities", "indicators"))
+    return ZarrSource.open(location, settings.array, predictions=kind in ("probabilities", "values"))
+
+
+def _known_shape(source: Source) -> tuple[float, ...]:
+    """The shape; annotations do not tell how many examples there are."""
+    return (math.nan,) if isinstance(source, AnnotationsSource) else source.shape
 
 
 def _converted_bytes(source: Source, spec: ArraySpec, block: Mapping[str, int]) -> int:
     """Memory of the copy that is made where values are not of a type that kernels take."""
-    kept, copied = {"probabilities": (("f4", "f8"), 4), "values": (("f8",), 8)}.get(spec.kind, (("u1", "i8"), 8))
+    types = {"probabilities": (("f4", "f8"), 4), "values": (("f8",), 8)}
+    kept, copied = types.get(spec.kind, (("u1", "i8", "b1"), 8))
     values = int(np.prod([block[dim] for dim in spec.dims]))
+    if spec.kind == "annotations":
+        return 0
     return 0 if source.dtype.str[1:] in kept and source.dtype.isnative else values * max(copied, source.dtype.itemsize)
 
 
@@ -212,10 +282,26 @@ def software_versions() -> dict[str, str]:
 def _lay_out(
     config: AuditConfig, task: Task[Any], params: Any, sources: Mapping[str, Source], sizes: Mapping[str, int]
 ) -> Layout:
-    regular = config.output.format == "zarr"
-    return choose_layout(
-        task, sources, sizes, task.multiples(params), regular=regular, region_rows=config.output.region_rows
+    predictions = sources[task.input("probabilities").name].dtype
+    gathered = sum(
+        spec.score_dtype(predictions).itemsize * sizes.get("class", 1)
+        for spec in task.written(params)
+        if "class" in spec.dims and by_rows(spec.dims)
     )
+    return choose_layout(
+        task,
+        sources,
+        sizes,
+        task.multiples(params),
+        regular=config.output.format == "zarr",
+        region_rows=config.output.region_rows,
+        gathered_bytes=gathered,
+    )
+
+
+def _row_bytes(output: OutputArray) -> int:
+    """Memory of an output for each example of a region; what has values within an example is written at once."""
+    return max(8, output.dtype.itemsize * int(np.prod(output.shape[1:]))) if by_rows(output.dims) else 8
 
 
 def _outputs(
@@ -232,12 +318,16 @@ def _outputs(
             stored = sources[labels.name].chunks
             chunks = tuple(c if c and b % c == 0 else b for b, c in zip(chunks, stored, strict=True))
         chunks = tuple(min(c, size) for c, size in zip(chunks, shape, strict=True))
-        group = "issues" if spec.kind == "issues" else "scores"
-        outputs.append(OutputArray(spec.name, spec.dims, shape, spec.score_dtype(predictions), chunks, group))
+        outputs.append(OutputArray(spec.name, spec.dims, shape, spec.score_dtype(predictions), chunks, group_of(spec)))
     if ids:
         dtype = as_ids(np.empty(0, ids.dtype)).dtype
         outputs.append(OutputArray("id", ("example",), ids.shape, dtype, (min(layout.regions.step, ids.shape[0]),)))
     return tuple(outputs)
+
+
+def group_of(spec: ArraySpec) -> str:
+    """The Zarr group that an output is written in."""
+    return "issues" if spec.kind == "issues" else "scores"
 
 
 def _does_not_fit(plan: Plan) -> InvalidConfig:

@@ -14,30 +14,37 @@ import pyarrow as pa
 
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.summary import HISTOGRAM_BINS, Summary
-from labelqa_dask.core.task import Stats
-from labelqa_dask.storage.record import Json, Version, dump_json
+from labelqa_dask.core.task import Block, Stats
+from labelqa_dask.storage.record import Json, Version, basis_of, dump_json
 from labelqa_dask.storage.sinks import parquet_bytes
+from pipelines.group import facts
+from pipelines.layout import Region
 from pipelines.plan import Plan
-from pipelines.regions import statistics
+from pipelines.regions import make_job, statistics
 from pipelines.report import Preview, render_report
 from pipelines.select import Selection
+
+_MOST_LISTED = 100
 
 
 def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
     """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
-    found = selection.summary
-    stats = statistics(plan.task.name, plan.params, found.examples, version, manifest["digest"], None)
-    summary = _summary(plan, manifest, found, stats)
+    basis = basis_of(manifest["digest"], [region.region for region in selection.bad])
+    stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
+    summary = _summary(plan, manifest, selection, stats, _crowd(plan, version, manifest["digest"], stats))
     charts = plan.task.charts(plan.params, stats)
     worst = worst_table(plan, selection.summary)
-    location = version.location
-    location.write("worst.parquet", parquet_bytes(pa.Table.from_pandas(worst, preserve_index=False)))
+    files = {"worst.parquet": parquet_bytes(_typed(pa.Table.from_pandas(worst, preserve_index=False)))}
     classes = _classes_table(summary)
     if classes is not None:
-        location.write("classes.parquet", parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False)))
-    location.write("summary.json", dump_json(summary))
-    location.write("report.html", render_report(summary, worst, _previews(selection), charts).encode())
-    version.publish({"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")})
+        files["classes.parquet"] = parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False))
+    tables = _tables(plan, version, stats, manifest["digest"], basis)
+    for name, table in tables.items():
+        files[f"{name}.parquet"] = parquet_bytes(pa.Table.from_pandas(table, preserve_index=False))
+    files["summary.json"] = dump_json(summary)
+    files["report.html"] = render_report(summary, worst, _previews(selection), charts, tables).encode()
+    told = {"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")}
+    version.publish(files, plan.sink(version.location).metadata(), told)
     return summary
 
 
@@ -51,13 +58,30 @@ def worst_table(plan: Plan, summary: Summary) -> pd.DataFrame:
     return pd.DataFrame({**table, plan.task.ranked_by: summary.worst.scores, **described})
 
 
+def _tables(plan: Plan, version: Version, stats: Stats, manifest: str, basis: str) -> dict[str, pd.DataFrame]:
+    """What the method adds."""
+
+    def first() -> Block:
+        return next(make_job(plan, version, manifest, basis, Region("first", 0, 1)).blocks())
+
+    return {name: pd.DataFrame(columns) for name, columns in plan.task.tables(plan.params, stats, first).items()}
+
+
+def _typed(table: pa.Table) -> pa.Table:
+    """The table, its lists those of class ids even where all of them are empty."""
+    sets = pa.list_(pa.int64())
+    types = (sets if pa.types.is_list(field.type) else field.type for field in table.schema)
+    return table.cast(pa.schema([field.with_type(t) for field, t in zip(table.schema, types, strict=True)]))
+
+
 def _with_missing(values: Array) -> Any:
     """Whole numbers with -1, which stands for none, as missing ones."""
     none = values < 0 if values.dtype.kind == "i" else np.zeros(len(values), bool)
     return pd.arrays.IntegerArray(values, none) if none.any() else values
 
 
-def _summary(plan: Plan, manifest: Json, summary: Summary, stats: Stats) -> Json:
+def _summary(plan: Plan, manifest: Json, selection: Selection, stats: Stats, crowd: Json) -> Json:
+    summary, bad = selection.summary, selection.bad
     classes = None
     if summary.classes is not None:
         classes = {
@@ -70,6 +94,14 @@ def _summary(plan: Plan, manifest: Json, summary: Summary, stats: Stats) -> Json
         "task": plan.task.name,
         "params": manifest["params"],
         "examples": summary.examples,
+        "quarantined": {
+            "regions": len(bad),
+            "examples": sum(region.stop - region.start for region in bad),
+            "listed": [
+                {"region": region.region, "rows": [region.start, region.stop], "reasons": list(region.reasons)}
+                for region in bad[:_MOST_LISTED]
+            ],
+        },
         "score": {
             "name": plan.task.ranked_by,
             "mean": _number(summary.mean),
@@ -80,12 +112,19 @@ def _summary(plan: Plan, manifest: Json, summary: Summary, stats: Stats) -> Json
         "issues": _issues(summary, plan.task.class_unit),
         "remarks": list(plan.task.remarks(plan.params, stats)),
         "statistics": plan.task.statistics(plan.params, stats),
+        **crowd,
         "worst": len(summary.worst.rows),
         "inputs": manifest["inputs"],
         "output": manifest["output"],
         "regions": len(plan.layout.regions),
         "software": manifest["software"],
     }
+
+
+def _crowd(plan: Plan, version: Version, manifest: str, stats: Stats) -> Json:
+    """What is told of annotators, where there are several: what grouping left out, and how they agree."""
+    found = facts(version, manifest)
+    return {} if found is None else {"crowd": {**found, **plan.task.crowd(stats)}}
 
 
 def _issues(summary: Summary, unit: str) -> Json | None:

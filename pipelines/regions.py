@@ -14,16 +14,17 @@ from dask.utils import format_bytes
 from distributed import Client, Future, KilledWorker, as_completed
 from distributed.scheduler import NoValidWorkerError
 
-from labelqa_dask.core.errors import InvalidInput, LabelQAError, RunFailed
+from labelqa_dask.core.errors import InvalidInput, RunFailed
 from labelqa_dask.core.task import Block, Stats, Task, get_task
-from labelqa_dask.storage.record import Version
-from labelqa_dask.storage.sinks import Sink
+from labelqa_dask.storage.record import BadRegion, Version
+from labelqa_dask.storage.sinks import OutputArray, Sink
 from labelqa_dask.storage.sources import Index, Source
+from pipelines.bad_data import MOST_REASONS, BadRegions, first_reasons
 from pipelines.layout import Layout, Region, block_bytes, group_bounds
 from pipelines.plan import Plan
 
 ItemT = TypeVar("ItemT")
-MOST_PROBLEMS = 10
+ResultT = TypeVar("ResultT")
 _RETRIES = 2
 _REGIONS_PER_THREAD = 3
 
@@ -40,8 +41,10 @@ class RegionJob:
     layout: Layout
     resolution: float
     sink: Sink
+    outputs: tuple[OutputArray, ...]
     version: Version
     manifest: str
+    basis: str
     worst: int
 
     @property
@@ -80,18 +83,17 @@ class RegionJob:
 
     def statistics(self, passes: int | None = None) -> Stats:
         """Results of the first passes, or of all."""
-        return statistics(self.task_name, self.params, self.layout.regions.rows, self.version, self.manifest, passes)
+        return statistics(self.task_name, self.params, self.layout.regions.rows, self.version, self.basis, passes)
 
 
-@lru_cache(maxsize=32)
-def statistics(task_name: str, params: Any, n: int, version: Version, manifest: str, passes: int | None) -> Stats:
+def read_statistics(task_name: str, params: Any, n: int, version: Version, basis: str, passes: int | None) -> Stats:
     """Results of the first passes of a run over n examples, or of all; None for those that were not needed."""
     stats: dict[str, Any] = {}
     for step in get_task(task_name).passes(params)[:passes]:
         if step.needed(params, stats, n) is None:
             stats[step.name] = None
             continue
-        state = version.read_state(step.name, step.state, manifest)
+        state = version.read_state(step.name, step.state, basis)
         if state is None:
             what = f"the statistics of the pass {step.name!r} cannot be read"
             raise RunFailed(what, str(version.run), "Run the same command again.")
@@ -99,7 +101,10 @@ def statistics(task_name: str, params: Any, n: int, version: Version, manifest: 
     return stats
 
 
-def make_job(plan: Plan, version: Version, manifest: str, region: Region) -> RegionJob:
+statistics = lru_cache(maxsize=32)(read_statistics)
+
+
+def make_job(plan: Plan, version: Version, manifest: str, basis: str, region: Region) -> RegionJob:
     """The job of one region: the parts of the sources that its rows need."""
     start, stop = region.start, region.stop
     return RegionJob(
@@ -111,23 +116,28 @@ def make_job(plan: Plan, version: Version, manifest: str, region: Region) -> Reg
         plan.layout.of_one(region),
         plan.resolution,
         plan.sink(version.location),
+        plan.outputs,
         version,
         manifest,
+        basis,
         plan.config.select.worst,
     )
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Bad data in a region: a result, not an exception, so that it is not retried and the other regions go on."""
+class Outcome:
+    """What came of an item of work: its result, and the bad regions that it met.
 
-    region: str
-    message: str
+    Bad data are a result, not an exception, so that they are not retried and the other regions go on.
+    """
+
+    result: Any = None
+    bad: tuple[BadRegion, ...] = ()
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is: regions done in all; rows, bytes and seconds of this session; an estimate of what is left."""
+    """How far a stage is: units done in all; rows, bytes and seconds of this session; an estimate of what is left."""
 
     stage: str
     done: int
@@ -136,6 +146,7 @@ class Progress:
     nbytes: int
     seconds: float
     seconds_left: float | None
+    unit: str = "regions"
 
 
 Listener = Callable[[Progress], None]
@@ -144,8 +155,8 @@ Listener = Callable[[Progress], None]
 class Meter:
     """Tells listeners of a stage's progress."""
 
-    def __init__(self, stage: str, total: int, listener: Listener, done: int = 0) -> None:
-        self._stage, self._total, self._listener = stage, total, listener
+    def __init__(self, stage: str, total: int, listener: Listener, done: int = 0, unit: str = "regions") -> None:
+        self._stage, self._total, self._listener, self._unit = stage, total, listener, unit
         self._done, self._rows, self._nbytes = done, 0, 0
         self._started = time.monotonic()
         self._warm: tuple[int, float] | None = None
@@ -164,25 +175,31 @@ class Meter:
 
     def _tell(self, seconds_left: float | None) -> None:
         seconds = time.monotonic() - self._started
-        self._listener(Progress(self._stage, self._done, self._total, self._rows, self._nbytes, seconds, seconds_left))
+        progress = Progress(
+            self._stage, self._done, self._total, self._rows, self._nbytes, seconds, seconds_left, self._unit
+        )
+        self._listener(progress)
 
 
 def in_flight(
-    client: Client, function: Callable[[ItemT], Any], items: Iterable[ItemT], plan: Plan
-) -> Iterator[tuple[ItemT, Any]]:
+    client: Client,
+    function: Callable[[ItemT], ResultT],
+    items: Iterable[ItemT],
+    worker_bytes: int,
+    enough: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[ItemT, ResultT]]:
     """Run a function on each item on the cluster; yields items with results as they complete.
 
     A few items per thread are under way at a time, so neither the client nor the scheduler holds a graph that grows
-    with the data; what is still under way when the caller stops is given back. Problems are collected; after ten of
-    them no further items are begun, and one error lists them.
+    with the data; what is still under way when the caller stops is given back. Once there is `enough` no further items
+    are begun. `worker_bytes`, the planned memory of a worker, is told where workers die.
     """
     waiting = iter(items)
     begun: dict[Future[Any], ItemT] = {}
     running = as_completed(loop=client.loop)
-    problems: list[Problem] = []
 
     def begin() -> None:
-        if len(problems) >= MOST_PROBLEMS:
+        if enough():
             return
         width = max(2, _REGIONS_PER_THREAD * sum(client.nthreads().values()))
         for item in islice(waiting, max(0, width - len(begun))):
@@ -195,39 +212,47 @@ def in_flight(
         for future in running:
             result = future.result()
             item = begun.pop(future)
-            if isinstance(result, Problem):
-                problems.append(result)
-            else:
-                yield item, result
+            future.release()
+            yield item, result
             begin()
     except (KilledWorker, NoValidWorkerError) as error:
         raise RunFailed(
             f"workers died again and again on one piece of work ({error})",
             "cluster",
-            f"They probably ran out of memory: the plan was {format_bytes(plan.worker_bytes)} per worker. "
+            f"They probably ran out of memory: the plan was {format_bytes(worker_bytes)} per worker. "
             "Raise memory_limit, or lower threads_per_worker; finished regions are kept.",
         ) from None
     finally:
         for future in begun:
             future.release()
-    if problems:
-        raise _bad_data(problems)
 
 
-def guarded(job: RegionJob, work: Callable[[RegionJob], Any]) -> Any:
-    """Do the work of a region; bad data become a `Problem`."""
+def regions_in_flight(
+    client: Client, function: Callable[[ItemT], Outcome], items: Iterable[ItemT], plan: Plan, bad: BadRegions
+) -> Iterator[tuple[ItemT, Any]]:
+    """As `in_flight`, for work on regions: bad ones are collected, and where they are not to be left out, refused."""
+    for item, outcome in in_flight(client, function, items, plan.worker_bytes, lambda: bad.are_enough):
+        bad.add(outcome.bad)
+        yield item, outcome.result
+    bad.refuse()
+
+
+def bad_region(job: RegionJob, error: InvalidInput, check: Callable[[Block], Any]) -> BadRegion:
+    """What is wrong with a region where an error was met: its blocks are looked through for the first bad examples."""
+    reasons: list[str] = []
+    for rows in job.row_blocks():
+        for tile in job.layout.tiles():
+            if len(reasons) < MOST_REASONS:
+                reasons += _reasons_in(job, rows, tile, check, MOST_REASONS - len(reasons))
+    region = job.region
+    return BadRegion(region.name, region.start, region.stop, job.manifest, tuple(reasons) or (str(error),))
+
+
+def _reasons_in(
+    job: RegionJob, rows: slice, tile: Mapping[str, slice], check: Callable[[Block], Any], most: int
+) -> list[str]:
     try:
-        return work(job)
+        block, _ = job.read(rows, tile)
     except InvalidInput as error:
-        return Problem(job.region.name, str(error))
-
-
-def _bad_data(problems: list[Problem]) -> LabelQAError:
-    problems = sorted(problems, key=lambda problem: problem.region)[:MOST_PROBLEMS]
-    more = " (and perhaps more: the run stopped looking)" if len(problems) >= MOST_PROBLEMS else ""
-    listed = "".join(f"\n  region {problem.region}: {problem.message}" for problem in problems)
-    plural = "regions hold" if len(problems) > 1 else "region holds"
-    return InvalidInput(
-        f"{len(problems)} {plural} data that cannot be scored{more}. Nothing was published; "
-        f"mend the input, then run again with --fresh.{listed}"
-    )
+        return [str(error)]
+    return first_reasons(block, check, most)

@@ -3,50 +3,100 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
+from importlib.metadata import version as installed_version
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from distributed import Client
 
 from labelqa_dask.core.blocks import finished
 from labelqa_dask.core.class_scores import ClassPairs, ClassScores
+from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.order import KWorst
 from labelqa_dask.core.summary import Summary
 from labelqa_dask.core.task import State, merge_states
-from labelqa_dask.storage.record import Receipt, Version
-from labelqa_dask.storage.sinks import checksum
+from labelqa_dask.storage.record import Receipt, Version, content_digest
+from labelqa_dask.storage.sinks import checksum, parquet_bytes
 from labelqa_dask.storage.sources import as_ids
+from pipelines.bad_data import BadRegions
+from pipelines.estimate import estimate
+from pipelines.layout import by_rows
 from pipelines.plan import Plan
-from pipelines.regions import Listener, Meter, Problem, RegionJob, guarded, in_flight, make_job
+from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, make_job, regions_in_flight
+
+_Details = Mapping[str, Mapping[str, Array]]
 
 
-def score(plan: Plan, version: Version, manifest: str, client: Client, listener: Listener) -> None:
-    """Score every region that has no valid receipt yet."""
-    done = set(version.receipts(manifest))
+def score(plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener) -> None:
+    """Score every region that has no valid receipt yet; bad ones are written without scores.
+
+    Where a bad region is found that the statistics count, they are made again, and all scores with them.
+    """
+    params = plan.params.model_dump(mode="json")
+    attributes = {"task": plan.task.name, "params": params, "labelqa_dask": installed_version("labelqa-dask")}
+    plan.sink(version.location).create(plan.outputs, attributes | ({"coordinates": "id"} if plan.ids else {}))
+    known = -1
+    while len(bad) > known:
+        if known >= 0 and plan.task.passes(plan.params):
+            estimate(plan, version, manifest, bad, client, listener)
+        known = len(bad)
+        _score_missing(plan, version, manifest, bad, client, listener)
+
+
+def _score_missing(
+    plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener
+) -> None:
+    basis = score_basis(plan, manifest, bad)
+    done = {receipt.region for receipt in version.receipts(basis)}
     meter = Meter("score", len(plan.layout.regions), listener, done=len(done))
-    jobs = (make_job(plan, version, manifest, region) for region in plan.layout.regions if region.name not in done)
-    for job, _ in in_flight(client, _score_and_receipt, jobs, plan):
-        meter.advance(1, job.region.stop - job.region.start, job.nbytes)
+    left_out = {region.region for region in bad}
+    jobs = (
+        (make_job(plan, version, manifest, basis, region), region.name in left_out)
+        for region in plan.layout.regions
+        if region.name not in done
+    )
+    for (job, _), written in regions_in_flight(client, _work_on, jobs, plan, bad):
+        if written:
+            meter.advance(1, job.region.stop - job.region.start, job.nbytes)
 
 
-def _score_and_receipt(job: RegionJob) -> Problem | None:
-    outcome: Problem | None = guarded(job, score_region)
-    return outcome
+def score_basis(plan: Plan, manifest: str, bad: BadRegions) -> str:
+    """What the scores of a run rest on: without statistics, a bad region makes no difference to the others."""
+    return bad.basis if plan.task.passes(plan.params) else manifest
+
+
+def _work_on(item: tuple[RegionJob, bool]) -> Outcome:
+    job, left_out = item
+    if left_out:
+        leave_out_region(job)
+        return Outcome(True)
+    stats = job.statistics()
+    try:
+        score_region(job)
+    except InvalidInput as error:
+        bad = bad_region(job, error, lambda block: job.task.score(block, job.params, stats))
+        return Outcome(False, (bad,))
+    return Outcome(True)
 
 
 def score_region(job: RegionJob) -> None:
     """Score one region: its blocks in turn, then what is kept of all its rows, then the receipt."""
     stats = job.statistics()
-    digest = sha256()
     columns: dict[str, list[Array]] = {}
+    blocks: dict[str, str] = {}
+    details: dict[str, dict[str, list[Array]]] = {}
     summary: Summary | None = None
     ids = as_ids(job.ids.read((slice(job.region.start, job.region.stop),))) if job.ids else None
     for rows in job.row_blocks():
-        part, per_row, written = _score_rows(job, rows, stats, ids)
-        digest.update(written.encode())
+        part, per_row, written, tables = _score_rows(job, rows, stats, ids)
+        blocks = _joined(blocks, written)
+        for name, table in tables.items():
+            for column, values in table.items():
+                details.setdefault(name, {}).setdefault(column, []).append(values)
         for name, values in per_row.items():
             columns.setdefault(name, []).append(values)
         summary = part if summary is None else summary.merge(part)
@@ -54,16 +104,61 @@ def score_region(job: RegionJob) -> None:
     whole = {"id": ids} if ids is not None else {}
     whole |= {name: np.concatenate(values) for name, values in columns.items()}
     job.sink.write_rows(job.region.name, job.region.start, whole)
-    digest.update(checksum(whole).encode())
-    job.version.write_receipt(
-        Receipt(job.region.name, job.region.start, job.region.stop, job.manifest, digest.hexdigest()[:32], summary)
+    files = dict(
+        _write_details(job, name, {column: np.concatenate(each) for column, each in parts.items()}, ids)
+        for name, parts in details.items()
     )
+    _write_receipt(job, summary, whole, blocks, files)
 
 
-def _score_rows(job: RegionJob, rows: slice, stats: Any, ids: Array | None) -> tuple[Summary, dict[str, Array], str]:
+def leave_out_region(job: RegionJob) -> None:
+    """Write a region whose data cannot be scored: its scores are missing, its identifiers are kept."""
+    start, stop = job.region.start, job.region.stop
+    ids = None
+    if job.ids:
+        with suppress(InvalidInput):  # they may be what is bad
+            ids = as_ids(job.ids.read((slice(start, stop),)))
+    job.sink.leave_out(job.region.name, start, stop, job.outputs, ids)
+    summary = Summary.of(np.full(stop - start, np.nan), start, None, None, job.worst, {})
+    _write_receipt(job, summary, {"id": ids} if ids is not None else {}, {}, {}, scored=False)
+
+
+def _write_receipt(
+    job: RegionJob,
+    summary: Summary,
+    rows: Mapping[str, Array],
+    blocks: Mapping[str, str],
+    files: Mapping[str, str],
+    *,
+    scored: bool = True,
+) -> None:
+    start, stop = job.region.start, job.region.stop
+    cuts = (*(cut.start for cut in job.row_blocks()), stop)
+    digests = {name: checksum(values) for name, values in rows.items()}
+    of_blocks = {name: content_digest(written.encode()) for name, written in blocks.items()}
+    receipt = Receipt(job.region.name, start, stop, job.basis, scored, cuts, digests, of_blocks, summary, files)
+    job.version.write_receipt(receipt)
+
+
+def _joined(left: Mapping[str, str], right: Mapping[str, str]) -> dict[str, str]:
+    return {name: left.get(name, "") + digests for name, digests in right.items()}
+
+
+def _write_details(job: RegionJob, name: str, columns: dict[str, Array], ids: Array | None) -> tuple[str, str]:
+    """Write a region's part of a table with rows of its own; returns its path and digest."""
+    if ids is not None:
+        columns = {"row": columns["row"], "id": ids[columns["row"] - job.region.start], **columns}
+    path, content = f"{name}/part-{job.region.name}.parquet", parquet_bytes(pa.table(columns))
+    job.version.location.write(path, content)
+    return path, content_digest(content)
+
+
+def _score_rows(
+    job: RegionJob, rows: slice, stats: Any, ids: Array | None
+) -> tuple[Summary, dict[str, Array], dict[str, str], _Details]:
     """Score a range of rows, tile by tile.
 
-    Returns the summary, the scores per example, and the digest of what has been written already.
+    Returns the summary, the scores per example, digests of what has been written already, and tables of their own.
     """
     tiles = list(job.layout.tiles())
     total = _score_tile(job, rows, tiles[0], stats, only_tile=len(tiles) == 1)
@@ -76,7 +171,7 @@ def _score_rows(job: RegionJob, rows: slice, stats: Any, ids: Array | None) -> t
     columns = {"id": ids[rows.start - job.region.start + worst]} if ids is not None else {}
     columns |= {name: values[worst] if len(tiles) > 1 else values for name, values in described.items()}
     summary = Summary.of(scores, rows.start, total.classes, total.pairs, job.worst, columns)
-    return summary, ranked, total.written
+    return summary, ranked, total.written, total.details
 
 
 @dataclass(frozen=True)
@@ -86,13 +181,15 @@ class _Tile:
     per_example: dict[str, Any]
     classes: ClassScores | None
     pairs: ClassPairs | None
-    written: str
+    written: dict[str, str]
     described: Any
+    details: _Details
 
     def merge(self, other: _Tile) -> _Tile:
         merged = {name: state.merge(other.per_example[name]) for name, state in self.per_example.items()}
         classes, pairs = merge_states(self.classes, other.classes), merge_states(self.pairs, other.pairs)
-        return _Tile(merged, classes, pairs, self.written + other.written, self.described.merge(other.described))
+        written, described = _joined(self.written, other.written), self.described.merge(other.described)
+        return _Tile(merged, classes, pairs, written, described, {})
 
 
 def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: Any, *, only_tile: bool) -> _Tile:
@@ -104,15 +201,17 @@ def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: A
     block, where = job.read(rows, tile)
     scores = task.score(block, job.params, stats)
     per_example = {}
-    written = ""
+    written = {}
     for spec in task.written(job.params):
         values = scores[spec.name]
-        if isinstance(values, State) or spec.dims == ("example",):
+        if isinstance(values, State) or by_rows(spec.dims):
             per_example[spec.name] = values
         else:
             job.sink.write_block(spec.name, tuple(where[dim] for dim in spec.dims), values)
-            written += checksum({spec.name: values})
+            written[spec.name] = checksum(values)
     ranked = finished(per_example)[task.ranked_by]
     examples = KWorst.candidates(ranked, job.worst) if only_tile else np.arange(len(ranked))
     classes, pairs = task.class_scores(block, scores), task.class_pairs(scores)
-    return _Tile(per_example, classes, pairs, written, task.describe(block, scores, examples))
+    return _Tile(
+        per_example, classes, pairs, written, task.describe(block, scores, examples), task.details(block, scores)
+    )

@@ -10,10 +10,12 @@ from distributed import Client
 from labelqa_dask.core.errors import RunFailed
 from labelqa_dask.core.summary import Summary
 from labelqa_dask.core.task import ExampleImages
-from labelqa_dask.storage.record import Version
+from labelqa_dask.storage.record import BadRegion, Version
+from pipelines.bad_data import BadRegions
 from pipelines.layout import Region
 from pipelines.plan import Plan
 from pipelines.regions import RegionJob, make_job
+from pipelines.score import score_basis
 
 PREVIEWS = 12
 PREVIEW_PIXELS = 256
@@ -24,34 +26,39 @@ class Selection:
     """What a run has found."""
 
     summary: Summary
+    bad: tuple[BadRegion, ...]
     previews: tuple[tuple[int, ExampleImages], ...]
 
 
-def select(plan: Plan, version: Version, manifest: str, client: Client) -> Selection:
+def select(plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client) -> Selection:
     """Merge all receipts in the order of their regions, and fetch images of the worst examples."""
-    receipts = version.receipts(manifest)
-    missing = [region.name for region in plan.layout.regions if region.name not in receipts]
-    if missing:
+    basis = score_basis(plan, manifest, bad)
+    missing: list[str] = []
+    merged: Summary | None = None
+    receipts = version.receipts(basis)
+    receipt = next(receipts, None)
+    for region in plan.layout.regions:
+        if receipt is None or receipt.region != region.name:
+            missing.append(region.name)
+            continue
+        merged = receipt.summary if merged is None else merged.merge(receipt.summary)
+        receipt = next(receipts, None)
+    if missing or merged is None:
         raise RunFailed(
             f"{len(missing)} regions have no valid receipt, the first is {missing[0]}",
             str(version.location),
             "Run the same command again to score them.",
         )
-    merged: Summary | None = None
-    for region in plan.layout.regions:
-        part = receipts[region.name].summary
-        merged = part if merged is None else merged.merge(part)
-    assert merged is not None
-    return Selection(merged, _previews(plan, version, manifest, client, merged))
+    return Selection(merged, tuple(bad), _previews(plan, version, manifest, basis, client, merged))
 
 
 def _previews(
-    plan: Plan, version: Version, manifest: str, client: Client, summary: Summary
+    plan: Plan, version: Version, manifest: str, basis: str, client: Client, summary: Summary
 ) -> tuple[tuple[int, ExampleImages], ...]:
     if not {"y", "x"} <= plan.layout.sizes.keys():
         return ()
     rows = [int(row) for row in summary.worst.rows[:PREVIEWS]]
-    jobs = [make_job(plan, version, manifest, Region(f"row-{row}", row, row + 1)) for row in rows]
+    jobs = [make_job(plan, version, manifest, basis, Region(f"row-{row}", row, row + 1)) for row in rows]
     found = client.gather(client.map(_preview, jobs, pure=False, retries=2))
     return tuple((row, images) for row, images in zip(rows, found, strict=True) if images is not None)
 

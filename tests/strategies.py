@@ -6,9 +6,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from labelqa_dask.core.ragged import Annotations
 
 Chunks = tuple[tuple[int, ...], ...]
 
@@ -31,12 +34,55 @@ def multiclass_data(n: int, k: int, seed: int = 0) -> tuple[NDArray[np.int64], N
     return labels, pred_probs
 
 
+def multilabel_data(n: int, k: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Labels (n, k) of 0 and 1 that mostly agree with pred_probs (n, k), some of which are close to 0 and some to 1."""
+    rng = np.random.default_rng(seed)
+    pred_probs = rng.beta(0.4, 0.8, (n, k))
+    labels = np.where(rng.random((n, k)) < 0.8, pred_probs > 0.5, rng.random((n, k)) < 0.3)
+    return labels.astype(np.int64), pred_probs
+
+
 def segmentation_data(n: int, k: int, h: int, w: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Labels (n, h, w) that mostly agree with pred_probs (n, k, h, w)."""
     rng = np.random.default_rng(seed)
     pred_probs = probabilities(rng, (n, k, h, w))
     given = rng.random((n, h, w)) < 0.7
     return np.where(given, pred_probs.argmax(axis=1), rng.integers(0, k, (n, h, w))), pred_probs
+
+
+def annotations(rng: np.random.Generator, n: int, m: int = 5, k: int = 3) -> Annotations:
+    """Labels 0..k-1 of n examples by one to m annotators each."""
+    given = rng.random((n, m)) < 0.5
+    given[np.arange(n), rng.integers(0, m, n)] = True
+    example, annotator = np.nonzero(given)
+    return Annotations.group(example, annotator, rng.integers(0, k, len(example)), n, np.arange(m))[0]
+
+
+def crowd_data(
+    n: int, m: int, k: int, density: float = 0.4, skill: float = 0.7, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Wide labels (n, m), NaN where there are none, that mostly agree with pred_probs (n, k).
+
+    Every example has a label, and every annotator has labelled one.
+    """
+    rng = np.random.default_rng(seed)
+    pred_probs = probabilities(rng, (n, k))
+    truth = np.where(rng.random(n) < 0.8, pred_probs.argmax(axis=1), rng.integers(0, k, n))
+    labels = np.where(rng.random((n, m)) < skill, truth[:, None], rng.integers(0, k, (n, m))).astype(float)
+    given = rng.random((n, m)) < density
+    given[np.arange(n), rng.integers(0, m, n)] = True
+    given[rng.integers(0, n, m), np.arange(m)] = True
+    return np.where(given, labels, np.nan), pred_probs
+
+
+def long_form(labels: NDArray[np.float64], seed: int = 0) -> pd.DataFrame:
+    """Rows (task, annotator, label) of wide labels, in any order; annotators are named a00, a01, ..."""
+    task, annotator = np.nonzero(~np.isnan(labels))
+    names = np.array([f"a{j:02d}" for j in range(labels.shape[1])])
+    rows = pd.DataFrame(
+        {"task": task, "annotator": names[annotator], "label": labels[task, annotator].astype(np.int64)}
+    )
+    return rows.sample(frac=1, random_state=seed)
 
 
 def regression_data(n: int, kind: str = "normal", seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

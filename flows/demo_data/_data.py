@@ -28,10 +28,11 @@ class DemoData:
     task : str
         Name of the task, such as "multiclass".
     labels : ndarray of int
-        Given labels: (n,) for multiclass and regression (there of float), (n, h, w) for segmentation.
+        Given labels: (n,) for multiclass and regression (there of float), (n, k) of 0 and 1 for multilabel, (n, h, w)
+        for segmentation.
     pred_probs : ndarray of float32
-        Out-of-sample class probabilities: (n, k) for multiclass, (n, k, h, w) for segmentation; for regression the
-        predicted values, (n,).
+        Out-of-sample class probabilities: (n, k), or (n, k, h, w) for segmentation; for regression the predicted
+        values, (n,).
     ids : ndarray of str
         Name of each example, (n,).
     corrupted : ndarray of bool

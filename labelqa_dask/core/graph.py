@@ -8,8 +8,9 @@ element; boxes reduce as trees.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
+from operator import getitem
 from typing import Any
 
 import dask.array as da
@@ -103,9 +104,45 @@ def map_scores(
     return outputs
 
 
+def chunk_like(array: Any, leader: da.Array) -> da.Array:
+    """Rows in memory, cut where a lazy array is cut along its first axis; whatever has a shape, a type and slices."""
+    chunks = (leader.chunks[0] if not _unknown(leader.chunks[:1]) else -1, *(-1,) * (len(array.shape) - 1))
+    meta = np.empty((0,) * len(array.shape), array.dtype)
+    return da.from_array(array, chunks=chunks, asarray=False, meta=meta)
+
+
+def map_rows(function: Callable[[Array], Any], array: da.Array, columns: int | None, dtype: Any) -> da.Array:
+    """A function of some rows that makes as many values, or rows of some number of columns."""
+    array = array.rechunk({1: -1}) if array.ndim == 2 else array
+    shape = {} if columns is None else {"chunks": (array.chunks[0], (columns,))}
+    return da.map_blocks(
+        function,
+        array,
+        dtype=dtype,
+        drop_axis=1 if columns is None and array.ndim == 2 else [],
+        new_axis=1 if columns is not None and array.ndim == 1 else None,
+        meta=np.empty((0,) if columns is None else (0, 0), dtype),
+        **shape,
+    )
+
+
 def results_of(states: Mapping[str, Delayed]) -> Delayed | Mapping[str, Any]:
     """Lazy mapping of each pass's name to its result."""
     return delayed(_results)(dict(states)) if states else {}
+
+
+def merge_tree(states: Sequence[Delayed]) -> Delayed:
+    """Lazy merge of lazy states, in their order."""
+    while len(states) > 1:
+        states = [
+            delayed(_merge_states)(list(states[i : i + _SPLIT_EVERY])) for i in range(0, len(states), _SPLIT_EVERY)
+        ]
+    return states[0]
+
+
+def pick_lazily(stats: Delayed | Mapping[str, Any], name: str, shape: tuple[int, ...], dtype: Any) -> da.Array:
+    """One of the results of passes, an array of a known shape."""
+    return da.from_delayed(delayed(getitem)(stats, name), shape=shape, dtype=dtype)
 
 
 def call_lazily(function: Callable[..., Array], *args: Any, dtype: Any) -> da.Array:
@@ -135,7 +172,10 @@ def _map(
     sizes = {dim: int(size) for dim, size in extents.items() if not math.isnan(size)}
 
     def run(*blocks: Array, stats: Mapping[str, Any], block_info: Any = None) -> Array:
-        parts = {name: block.squeeze(axes) for name, block, axes in zip(names, blocks, missing, strict=True)}
+        parts = {
+            name: (block.squeeze(axes) if axes else block)
+            for name, block, axes in zip(names, blocks, missing, strict=True)
+        }
         location, chunk = (block_info[leader][key] for key in ("array-location", "chunk-location"))
         starts = {dim: start for dim, (start, _) in zip(task.dims, location, strict=True)}
         origin = {dim: int(start) for dim, start in starts.items() if not math.isnan(start)}
@@ -213,3 +253,7 @@ def _open(box: Array, name: str) -> Array:
 
 def _results(states: Mapping[str, State | None]) -> dict[str, Any]:
     return {name: None if state is None else state.result() for name, state in states.items()}
+
+
+def _merge_states(states: list[State]) -> State:
+    return reduce(lambda left, right: left.merge(right), states)

@@ -18,6 +18,7 @@ Array = NDArray[Any]
 
 # Division by zero follows IEEE: the check that Python makes would keep loops from being vectorised.
 kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
+contracting_kernel = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 summing_kernel = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
 inlined = numba.njit(nogil=True, cache=True, error_model="numpy", inline="always")
 

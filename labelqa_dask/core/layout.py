@@ -46,7 +46,7 @@ def check_layout(task: Task[Any], infos: Mapping[str, ArrayInfo]) -> dict[str, i
         if 0 in info.shape:
             raise InvalidInput(f"{spec.name} is empty: its shape is {info.shape}", info.place)
     sizes = common_sizes(task, infos)
-    if sizes.get("class", 2) < 2:
+    if sizes.get("class", task.fewest_classes) < task.fewest_classes:
         place = infos[task.input("probabilities").name].place
         raise InvalidInput(
             "there is only one class",
@@ -93,6 +93,12 @@ def _check_type(spec: ArraySpec, info: ArrayInfo) -> None:
             f"{spec.name} must be integers 0..k-1, got {info.dtype}",
             info.place,
             "Convert them, for example with labels.astype(int)." if kind in "fb" else "Map each name to its class id.",
+        )
+    if spec.kind == "indicators" and kind not in "biu":
+        raise InvalidInput(
+            f"{spec.name} must be 0 or 1 for each class, got {info.dtype}",
+            info.place,
+            "Convert them, for example with labels.astype(bool).",
         )
     if spec.kind == "values" and kind not in "iuf":
         raise InvalidInput(f"{spec.name} must be numbers, got {info.dtype}", info.place, "Convert them to floats.")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
+from scipy import sparse
 
 from labelqa_dask.core import blocks, graph
 from labelqa_dask.core.errors import InvalidInput
+from labelqa_dask.core.label_sets import LabelSets
 from labelqa_dask.core.layout import ArrayInfo, check_layout, check_multiples
 from labelqa_dask.core.task import ArraySpec, Task
 
@@ -52,6 +55,16 @@ def run(
     return {spec.name: _relabel(spec, outputs[spec.name], names, labelled) for spec in task.written(params)}
 
 
+def statistic(task: Task[Any], arrays: Mapping[str, Any], params: Any, name: str, columns: int) -> Any:
+    """The result of one of a task's passes that has some values per class, (k, columns) int: lazy where an input is."""
+    given = {spec.name: plain(arrays[spec.name]) for spec in task.inputs}
+    sizes = check_layout(task, {name: ArrayInfo(array.shape, array.dtype, name) for name, array in given.items()})
+    if not any(isinstance(array, da.Array) for array in given.values()):
+        return blocks.reduce_arrays(task, blocks.Whole(given, sizes), params)[name]
+    _, stats = _states_of(task, given, params, 0.0)
+    return graph.pick_lazily(stats, name, (sizes["class"], columns), np.int64)
+
+
 def call(function: Callable[..., Any], values: Any, *args: Any, dtype: Any) -> Any:
     """A function of a whole array that makes a vector: lazy where the array is."""
     array = plain(values)
@@ -62,16 +75,65 @@ def call(function: Callable[..., Any], values: Any, *args: Any, dtype: Any) -> A
     )
 
 
+def map_rows(function: Callable[..., Any], values: Any, dtype: Any) -> Any:
+    """A function of the rows of (n, k) values that makes (n,): of the kind of the values, lazy where they are."""
+    array = plain(values)
+    if array.ndim != 2:
+        raise InvalidInput(f"scores must have 2 dimensions, got shape {array.shape}")
+    rows = graph.map_rows(function, array, None, dtype) if isinstance(array, da.Array) else function(array)
+    if not isinstance(values, xr.DataArray):
+        return rows
+    dim = values.dims[0]
+    return xr.DataArray(rows, dims=[dim], coords={n: c for n, c in values.coords.items() if set(c.dims) <= {dim}})
+
+
+def as_indicators(labels: Any, k: int) -> Any:
+    """Labels of k classes in any form as an array of 0 and 1, lazy where they are, or as `LabelSets`.
+
+    Lists of class ids may be a list of lists, or a Series or array of lists; sparse labels any of scipy's, or a Dask
+    array of them.
+    """
+    if isinstance(labels, LabelSets | xr.DataArray):
+        return labels
+    if sparse.issparse(labels):
+        return LabelSets.of_sparse(labels)
+    if isinstance(labels, list | tuple):
+        return LabelSets.of_lists(labels, k)
+    array = plain(labels)
+    if isinstance(array, da.Array) and (array.dtype == object or sparse.issparse(array._meta)):
+
+        def label_sets(rows: Any, block_info: Any = None) -> LabelSets:
+            if sparse.issparse(rows):
+                return LabelSets.of_sparse(rows)
+            start, number = block_info[0]["array-location"][0][0], block_info[0]["chunk-location"][0]
+            unknown = math.isnan(start)
+            return LabelSets.of_lists(
+                rows, k, 0 if unknown else int(start), f"labels, chunk {number:,}" if unknown else "labels"
+            )
+
+        return graph.map_rows(label_sets, array, k, np.uint8)
+    return LabelSets.of_lists(array, k) if array.dtype == object else array
+
+
 def _run_lazily(task: Task[Any], arrays: Mapping[str, Any], params: Any, resolution: float) -> dict[str, da.Array]:
+    aligned, stats = _states_of(task, arrays, params, resolution)
+    return graph.map_scores(task, aligned, params, stats, resolution)
+
+
+def _states_of(
+    task: Task[Any], arrays: Mapping[str, Any], params: Any, resolution: float
+) -> tuple[dict[str, da.Array], Any]:
+    """The arrays, lined up, and the lazy results of all passes over them."""
+    leader = next(array for array in arrays.values() if isinstance(array, da.Array))
     lazy = {
-        name: array if isinstance(array, da.Array) else da.from_array(array, chunks=-1)
+        name: array if isinstance(array, da.Array) else graph.chunk_like(array, leader)
         for name, array in arrays.items()
     }
     aligned = graph.align(task, lazy, task.multiples(params))
     states: dict[str, Any] = {}
     for step in task.passes(params):
         states[step.name] = graph.reduce_states(task, step, aligned, params, graph.results_of(states), resolution)
-    return graph.map_scores(task, aligned, params, graph.results_of(states), resolution)
+    return aligned, graph.results_of(states)
 
 
 def _dim_names(task: Task[Any], labelled: Mapping[str, xr.DataArray]) -> dict[str, str]:
@@ -106,7 +168,7 @@ def plain(array: Any, dims: tuple[str, ...] = ()) -> Any:
     """The NumPy or Dask array in what the user gave, its dimensions in a given order."""
     if isinstance(array, xr.DataArray):
         return array.transpose(*dims).data if dims else array.data
-    if isinstance(array, da.Array):
+    if isinstance(array, da.Array | LabelSets):
         return array
     if hasattr(array, "to_dask_array"):
         return array.to_dask_array()

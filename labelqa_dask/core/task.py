@@ -61,18 +61,22 @@ StateT = TypeVar("StateT", bound=State)
 class ArraySpec:
     """An array that a task reads or writes, by name, named dimensions and the kind of its values.
 
-    Labels are class ids; values are numbers of any kind, labels and predictions alike.
+    Labels are class ids; indicators are labels that say 0 or 1 for each class, and may be `LabelSets` in memory; values
+    are numbers of any kind, labels and predictions alike. `annotations` are
+    `Annotations`: any number of labels per example.
     """
 
     name: str
     dims: tuple[str, ...]
-    kind: Literal["labels", "probabilities", "values", "scores", "issues"]
+    kind: Literal["labels", "indicators", "probabilities", "values", "scores", "issues", "annotations", "counts"]
     accumulated: bool = False
 
     def score_dtype(self, predictions: np.dtype[Any]) -> np.dtype[Any]:
         """Type of this output: what is accumulated over a dimension is float64, other scores follow the predictions."""
         if self.kind == "issues":
             return np.dtype(np.bool_)
+        if self.kind in ("labels", "counts"):
+            return np.dtype(np.int64)
         return np.dtype(np.float64 if self.accumulated or predictions.itemsize >= 8 else np.float32)
 
 
@@ -186,6 +190,7 @@ class Task(ABC, Generic[ParamsT]):
     outputs : the arrays that are always written, dimensions in input order.
     ranked_by : the output by which examples are ranked, one score per example.
     class_unit : what `class_scores` counts ("examples", "pixels").
+    fewest_classes : the number of classes below which the method has no meaning.
     """
 
     params_model: ClassVar[type[Params]]
@@ -193,6 +198,7 @@ class Task(ABC, Generic[ParamsT]):
     outputs: ClassVar[tuple[ArraySpec, ...]]
     ranked_by: ClassVar[str]
     class_unit: ClassVar[str] = "examples"
+    fewest_classes: ClassVar[int] = 2
 
     @property
     def name(self) -> str:
@@ -254,6 +260,18 @@ class Task(ABC, Generic[ParamsT]):
     def class_pairs(self, scores: Mapping[str, Any]) -> ClassPairs | None:
         """Label issues per given and suggested class, from a block's outputs; None where none were looked for."""
         return None
+
+    def details(self, block: Block, scores: Mapping[str, Any]) -> Mapping[str, Mapping[str, Array]]:
+        """Tables with rows of their own, by name: columns of equal length, among them the `row` of the example."""
+        return {}
+
+    def tables(self, params: ParamsT, stats: Stats, first: Callable[[], Block]) -> Mapping[str, Mapping[str, Array]]:
+        """Tables that follow from the global statistics, by name; `first` reads the block of the first example."""
+        return {}
+
+    def crowd(self, stats: Stats) -> dict[str, Any]:
+        """What readers are told of how annotators agree, where there are several: numbers and lists by name."""
+        return {}
 
     def describe(
         self, block: Block, scores: Mapping[str, Any], examples: NDArray[np.intp]

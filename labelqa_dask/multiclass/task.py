@@ -45,7 +45,7 @@ def class_means(block: Block, params: MulticlassParams, stats: Stats) -> ClassMe
     """State of one block of labels (n,) and pred_probs (n, k)."""
     labels, pred_probs = as_labels(block["labels"]), as_predictions(block["pred_probs"])
     state = ClassMeans.empty(pred_probs.shape[1])
-    bad = kernels.add_class_means(labels, pred_probs, _sum_tolerance(block), state.total, state.count)
+    bad = kernels.add_class_means(labels, pred_probs, sum_tolerance(block), state.total, state.count)
     if bad >= 0:
         raise invalid_example(block, bad)
     return state
@@ -116,7 +116,7 @@ def _scores(block: Block, params: MulticlassParams, thresholds: NDArray[np.float
     shift = np.zeros(k) if thresholds is None else thresholds.max() - thresholds
     out = np.empty(n, pred_probs.dtype)
     method = kernels.METHODS.index(params.method)
-    bad = kernels.score(labels, pred_probs, _sum_tolerance(block), method, adjust, shift, out)
+    bad = kernels.score(labels, pred_probs, sum_tolerance(block), method, adjust, shift, out)
     if bad >= 0:
         raise invalid_example(block, bad)
     return out
@@ -143,7 +143,7 @@ def invalid_example(block: Block, start: int) -> InvalidInput:
     k = pred_probs.shape[1]
     valid = ((pred_probs >= -PROBABILITY_TOLERANCE) & (pred_probs <= 1 + PROBABILITY_TOLERANCE)).all(axis=1)
     totals = reduce(np.add, pred_probs.T)  # class by class, as the kernel adds
-    valid &= np.abs(totals - 1) <= _sum_tolerance(block)
+    valid &= np.abs(totals - 1) <= sum_tolerance(block)
     valid &= (labels >= 0) & (labels < k)
     i = int(np.flatnonzero(~valid)[0])
     label, row = int(labels[i]), pred_probs[i]
@@ -154,11 +154,16 @@ def invalid_example(block: Block, start: int) -> InvalidInput:
             block.where("labels", example=i),
             f"pred_probs has {k} classes: map the labels to its columns, or drop the example.",
         )
+    return invalid_probabilities(block, row, example=i)
+
+
+def invalid_probabilities(block: Block, row: NDArray[np.float64], **index: int) -> InvalidInput:
+    """Why a row of probabilities (k,), at an index in a block, is invalid."""
     if not np.isfinite(row).all():
         j = int(np.flatnonzero(~np.isfinite(row))[0])
         return InvalidInput(
             f"probability is {row[j]}",
-            block.where("pred_probs", example=i, **{"class": j}),
+            block.where("pred_probs", **index, **{"class": j}),
             "Mend the model's output, or drop the example.",
         )
     outside = (row < -PROBABILITY_TOLERANCE) | (row > 1 + PROBABILITY_TOLERANCE)
@@ -166,15 +171,16 @@ def invalid_example(block: Block, start: int) -> InvalidInput:
         j = int(np.flatnonzero(outside)[0])
         return InvalidInput(
             f"probability {row[j]:.9g} is outside [0, 1]",
-            block.where("pred_probs", example=i, **{"class": j}),
+            block.where("pred_probs", **index, **{"class": j}),
             "Are these logits? Apply softmax first.",
         )
     return InvalidInput(
         f"probabilities sum to {row.sum():.6g}, not 1",
-        block.where("pred_probs", example=i),
+        block.where("pred_probs", **index),
         "Normalise each row; scores of independent classes belong to the multilabel task.",
     )
 
 
-def _sum_tolerance(block: Block) -> float:
-    return SUM_TOLERANCE + block.resolution / 2 * block["pred_probs"].shape[1]
+def sum_tolerance(block: Block) -> float:
+    """How far the sum of a row of probabilities may be from 1."""
+    return SUM_TOLERANCE + block.resolution / 2 * block["pred_probs"].shape[-1]

@@ -9,12 +9,16 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from itertools import chain, islice
+from typing import Any, TypeVar
 
 import obstore
 from obstore import exceptions
@@ -22,6 +26,9 @@ from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store
 from pydantic import BaseModel, ConfigDict, Field
 
 from labelqa_dask.core.errors import InvalidConfig, StorageError
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 # The store of each scheme, and what it calls the address of its server.
 _STORES: dict[str, tuple[Any, str]] = {
@@ -33,6 +40,10 @@ _STORES: dict[str, tuple[Any, str]] = {
 # Asked for the role of the machine where the environment holds no credentials.
 _INSTANCE_METADATA = "169.254.169.254"
 _NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
+# What obstore says of an answer whose headers came, but not all of its body.
+_CUT_OFF = "request or response body error"
+_READ_AHEAD = 16
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0
 _DENIED = ("403 Forbidden", "401 Unauthorized", "Permission denied (os error 13)")
 
 
@@ -136,8 +147,12 @@ class Location:
 
     def read(self, path: str) -> bytes:
         """The content of an object."""
+        return self.attempt(path, lambda: bytes(obstore.get(self.store, path).bytes()))
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Some bytes of an object."""
         with self.errors_of(path):
-            return bytes(obstore.get(self.store, path).bytes())
+            return bytes(obstore.get_range(self.store, path, start=start, end=stop))
 
     def read_if_exists(self, path: str) -> bytes | None:
         try:
@@ -145,48 +160,94 @@ class Location:
         except FileNotFoundError:
             return None
 
+    def read_many(self, paths: Iterable[str]) -> Iterator[bytes]:
+        """The contents of objects, in turn; a few are read ahead, so that few are held."""
+        return map_ahead(self.read, paths, _READ_AHEAD)
+
     def write(self, path: str, content: bytes) -> None:
         """Write an object whole: a reader sees the old one or the new one, never a part."""
         with self.errors_of(path):
             self.create()
-            obstore.put(self.store, path, content)
+        self.attempt(path, lambda: obstore.put(self.store, path, content))
 
     def entries(self, prefix: str | None = None) -> Iterator[Entry]:
         """Every object below this location, or below a path in it, in no particular order."""
         if self.local_path and not os.path.isdir(self.local_path):
             return
         with self.errors_of(prefix or ""):
-            for batch in obstore.list(self.store, prefix, chunk_size=1000):
-                for item in batch:
-                    version = item["e_tag"] or f"{item['last_modified'].timestamp()}"
-                    yield Entry(item["path"], item["size"], version)
+            batches: Iterator[Any] = iter(obstore.list(self.store, prefix, chunk_size=1000))
+        last: str | None = None
+        while True:
+            try:
+                with self.errors_of(prefix or ""):
+                    batch = next(batches, None)
+            except CutOff:  # objects are listed in the order of their names: the rest is asked for again
+                batches = self.attempt(prefix or "", partial(self._list_again, prefix, last))
+                continue
+            if batch is None:
+                return
+            for item in batch:
+                last = item["path"]
+                yield Entry(item["path"], item["size"], _version(item))
+
+    def _list_again(self, prefix: str | None, after: str | None) -> Iterator[Any]:
+        """What is listed after an object; the first of it is fetched."""
+        batches = iter(obstore.list(self.store, prefix, offset=after, chunk_size=1000))
+        first = next(batches, None)
+        return chain([first] if first is not None else [], batches)
 
     def children(self) -> list[str]:
         """Names of the folders directly below this location."""
         if self.local_path and not os.path.isdir(self.local_path):
             return []
-        with self.errors_of(""):
-            found = obstore.list_with_delimiter(self.store)["common_prefixes"]
+        found = self.attempt("", lambda: obstore.list_with_delimiter(self.store)["common_prefixes"])
         return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found)
 
     def delete_object(self, path: str) -> None:
         """Delete one object, if it exists."""
-        with self.errors_of(path), suppress(FileNotFoundError):
-            obstore.delete(self.store, path)
+        with suppress(FileNotFoundError):
+            self.attempt(path, lambda: obstore.delete(self.store, path))
 
     def delete(self) -> None:
         """Delete every object below this location."""
         paths = [entry.path for entry in self.entries()]
-        with self.errors_of(""):
-            for start in range(0, len(paths), 1000):
-                obstore.delete(self.store, paths[start : start + 1000])
+        for start in range(0, len(paths), 1000):
+            self.attempt("", partial(obstore.delete, self.store, paths[start : start + 1000]))
         if self.local_path:
             shutil.rmtree(self.local_path, ignore_errors=True)
 
-    def reader(self, path: str) -> RangeReader:
-        """A file-like reader of an object, for ranged reads."""
-        with self.errors_of(path):
-            return RangeReader(self, path, obstore.head(self.store, path)["size"])
+    def holds(self, path: str) -> bool:
+        """Whether there is an object of this name."""
+        try:
+            self.attempt(path, lambda: obstore.head(self.store, path))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def reader(self, path: str, version: str | None = None) -> RangeReader:
+        """A file-like reader of an object, for ranged reads; refused where it is no longer of the version given."""
+        found = self.attempt(path, lambda: obstore.head(self.store, path))
+        if version is not None and _version(found) != version:
+            raise StorageError("was replaced while it was read", str(self / path), "Run again with --fresh.")
+        return RangeReader(self, path, found["size"])
+
+    def attempt(self, path: str, function: Callable[[], ResultT]) -> ResultT:
+        """What a function makes of an object, with errors that name it.
+
+        The store retries requests itself, but not where an answer has begun and is cut off: then all is done again,
+        with backoff, as long as requests are retried.
+        """
+        deadline = time.monotonic() + self.options.retry_seconds
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                with self.errors_of(path):
+                    return function()
+            except CutOff:
+                if time.monotonic() + pause > deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
     @contextmanager
     def errors_of(self, path: str) -> Iterator[None]:
@@ -198,6 +259,17 @@ class Location:
             raise
         except (exceptions.BaseError, OSError) as error:
             raise _explained(error, place) from error
+
+
+def map_ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT], threads: int) -> Iterator[ResultT]:
+    """Results of a function for each item, in turn; a few are worked on ahead, however many there are."""
+    waiting = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        ahead = deque(pool.submit(function, item) for item in islice(waiting, 2 * threads))
+        while ahead:
+            result = ahead.popleft().result()
+            ahead.extend(pool.submit(function, item) for item in islice(waiting, 1))
+            yield result
 
 
 class RangeReader(io.RawIOBase):
@@ -223,16 +295,25 @@ class RangeReader(io.RawIOBase):
         start, stop = self._at, self._size if size < 0 else min(self._at + size, self._size)
         if start >= stop:
             return b""
-        with self._location.errors_of(self._path):
-            content = obstore.get_range(self._location.store, self._path, start=start, end=stop)
+        location, path = self._location, self._path
+        content = location.attempt(path, lambda: obstore.get_range(location.store, path, start=start, end=stop))
         self._at = stop
         return content
+
+
+def _version(found: Mapping[str, Any]) -> str:
+    """What changes when an object is written anew; lists and single answers quote it differently in some stores."""
+    return str(found["e_tag"] or int(found["last_modified"].timestamp())).strip('"')
 
 
 class MissingObject(StorageError, FileNotFoundError):
     """An object that does not exist."""
 
     __str__ = StorageError.__str__
+
+
+class CutOff(StorageError):
+    """An answer that ended before it was complete."""
 
 
 def _explained(error: Exception, place: str) -> StorageError:
@@ -258,6 +339,8 @@ def _explained(error: Exception, place: str) -> StorageError:
             if "://" in place
             else "Check the permissions of the folder.",
         )
+    if _CUT_OFF in text.splitlines()[0]:
+        return CutOff(text.splitlines()[0], place, "Requests were retried until the deadline.")
     retried = "Requests were retried until the deadline." if " retries" in text else ""
     return StorageError(text.splitlines()[0], place, retried)
 
@@ -273,7 +356,11 @@ def _open_store(url: str, options: StorageOptions) -> ObjectStore:
     retry: Any = {
         "max_retries": 12,
         "retry_timeout": timedelta(seconds=options.retry_seconds),
-        "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
+        "backoff": {
+            "init_backoff": timedelta(seconds=_FIRST_PAUSE),
+            "max_backoff": timedelta(seconds=_LONGEST_PAUSE),
+            "base": 2,
+        },
     }
     client: Any = {
         "timeout": timedelta(seconds=options.timeout_seconds),

@@ -2,7 +2,7 @@
 
     OUT/latest.json               the newest complete version; written last; readers start here
     OUT/v000001/                  what is published
-    OUT/v000001/_run/             manifest.json, stats/<pass>.npz, done/<region>.json, timings.json
+    OUT/v000001/_run/             manifest.json, stats/<pass>.npz, done/<region>.json, bad/<region>.json, timings.json
 
 The record, not a future in some scheduler's memory, is what a run is: whatever it says is done is done, and the rest is
 done by running the same command again.
@@ -13,9 +13,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Self, TypeVar, get_type_hints
 
 import numpy as np
@@ -29,15 +28,8 @@ StateT = TypeVar("StateT")
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """The commit of one region: written after its scores, and before anything counts on them."""
-
-    region: str
-    start: int
-    stop: int
-    manifest: str
-    checksum: str
-    summary: Summary
+class Sealed:
+    """What is written down with a digest of itself, so that damage shows."""
 
     def to_json(self) -> bytes:
         content = dict(_encode(self))
@@ -46,7 +38,7 @@ class Receipt:
 
     @classmethod
     def from_json(cls, content: bytes) -> Self | None:
-        """The receipt, or None where the object is damaged."""
+        """What was written, or None where the object is damaged."""
         try:
             fields_ = json.loads(content)
             if fields_.pop("digest") != _digest(fields_):
@@ -54,6 +46,49 @@ class Receipt:
             return _decode(cls, fields_)
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
+
+
+@dataclass(frozen=True)
+class Receipt(Sealed):
+    """The commit of one region: written after its scores, and before anything counts on them.
+
+    Attributes
+    ----------
+    basis : digest of what the scores rest on: the manifest, and the regions that its statistics leave out.
+    scored : whether there are scores; a region whose data cannot be scored is written without any.
+    cuts : where the rows were cut into blocks, both ends included.
+    rows, blocks : digest of each output that was written for all rows at once, and of each one written block by block.
+    files : digest of each further file, by its path in the version.
+    """
+
+    region: str
+    start: int
+    stop: int
+    basis: str
+    scored: bool
+    cuts: tuple[int, ...]
+    rows: Mapping[str, str]
+    blocks: Mapping[str, str]
+    summary: Summary
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BadRegion(Sealed):
+    """A region whose data cannot be scored, and the first reasons found."""
+
+    region: str
+    start: int
+    stop: int
+    manifest: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Published(Sealed):
+    """Digest of each file of a version that no region has written."""
+
+    files: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -85,37 +120,60 @@ class Version:
     def write_manifest(self, manifest: Json) -> None:
         self.run.write("manifest.json", dump_json(manifest))
 
-    def receipts(self, digest: str) -> dict[str, Receipt]:
-        """The valid receipts of a manifest, by region; listed once."""
+    def receipts(self, basis: str) -> Iterator[Receipt]:
+        """The valid receipts that rest on a basis, in the order of their regions; listed once, held one at a time."""
         done = self.run / "done"
-        paths = [entry.path for entry in done.entries()]
-        with ThreadPoolExecutor(16) as pool:
-            read = pool.map(lambda path: Receipt.from_json(done.read(path)), paths)
-            return {receipt.region: receipt for receipt in read if receipt and receipt.manifest == digest}
+        for content in done.read_many(sorted(entry.path for entry in done.entries())):
+            receipt = Receipt.from_json(content)
+            if receipt is not None and receipt.basis == basis:
+                yield receipt
 
     def write_receipt(self, receipt: Receipt) -> None:
         self.run.write(f"done/{receipt.region}.json", receipt.to_json())
 
-    def read_state(self, name: str, kind: type[StateT], digest: str) -> StateT | None:
+    def bad_regions(self, manifest: str) -> dict[str, BadRegion]:
+        """The regions of a manifest that were found to hold data that cannot be scored, by name, in order."""
+        bad = self.run / "bad"
+        read = map(BadRegion.from_json, bad.read_many(sorted(entry.path for entry in bad.entries())))
+        return {region.region: region for region in read if region is not None and region.manifest == manifest}
+
+    def write_bad_region(self, bad: BadRegion) -> None:
+        self.run.write(f"bad/{bad.region}.json", bad.to_json())
+
+    def published_files(self) -> Mapping[str, str] | None:
+        """Digest of each file that was published beside the scores, or None where they cannot be read."""
+        content = self.run.read_if_exists("published.json")
+        published = Published.from_json(content) if content is not None else None
+        return published.files if published else None
+
+    def read_state(self, name: str, kind: type[StateT], basis: str) -> StateT | None:
         """The state of a finished pass, or None where it is to be done."""
         content = self.run.read_if_exists(f"stats/{name}.npz")
         if content is None:
             return None
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                if str(arrays["manifest"]) != digest:
+                if str(arrays["basis"]) != basis:
                     return None
                 return kind(**{f.name: _scalar(arrays[f.name]) for f in fields(kind)})  # type: ignore[arg-type]
         except Exception:  # what a damaged archive raises is not to be foreseen
             return None
 
-    def write_state(self, name: str, state: Any, digest: str) -> None:
+    def write_state(self, name: str, state: Any, basis: str) -> None:
         buffer = io.BytesIO()
-        np.savez(buffer, manifest=np.array(digest), **{f.name: getattr(state, f.name) for f in fields(state)})
+        np.savez(buffer, basis=np.array(basis), **{f.name: getattr(state, f.name) for f in fields(state)})
         self.run.write(f"stats/{name}.npz", buffer.getvalue())
 
-    def publish(self, content: Json) -> None:
-        """Make this the version that readers find."""
+    def publish(self, files: Mapping[str, bytes], metadata: Iterable[str], content: Json) -> None:
+        """Write what readers want, and last of all the pointer that lets them find it.
+
+        Digests of these files, and of the metadata that were there before, are written down to be verified.
+        """
+        digests = {path: content_digest(self.location.read(path)) for path in metadata}
+        for path, file in files.items():
+            self.location.write(path, file)
+            digests[path] = content_digest(file)
+        self.run.write("published.json", Published(digests).to_json())
         self.out.write("latest.json", dump_json({"version": self.name, **content}))
 
 
@@ -166,6 +224,12 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
     return _digest({key: value for key, value in manifest.items() if key not in _CIRCUMSTANCES})
 
 
+def basis_of(manifest: str, left_out: Iterable[str]) -> str:
+    """Digest of what a run's statistics rest on: its manifest, and the regions that they leave out."""
+    names = sorted(left_out)
+    return _digest([manifest, names]) if names else manifest
+
+
 def check_same(manifest: Json, planned: Json, where: str) -> None:
     """Refuse to continue a run with other settings or inputs than it was begun with, naming what differs."""
     then, now = (dict(_flatten({k: v for k, v in m.items() if k not in _CIRCUMSTANCES})) for m in (manifest, planned))
@@ -190,14 +254,18 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
+def content_digest(content: bytes) -> str:
+    """Digest of an object."""
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
 def dump_json(content: Any) -> bytes:
     """JSON for people and machines: indented, in the order given, exact floats, no NaN."""
     return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _digest(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return content_digest(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
 
 
 # States and receipts as JSON, by their own type annotations.
@@ -210,12 +278,14 @@ def _encode(value: Any) -> Any:
         return {"dtype": "str" if value.dtype == object else value.dtype.str, "values": value.tolist()}
     if isinstance(value, Mapping):
         return {key: _encode(inner) for key, inner in value.items()}
-    return value
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _decode(kind: Any, value: Any) -> Any:
     if isinstance(value, dict) and value.keys() == {"dtype", "values"}:
-        return np.array(value["values"], dtype=object if value["dtype"] == "str" else np.dtype(value["dtype"]))
+        if value["dtype"] == "str":  # strings, or lists, which NumPy would make columns of
+            return np.fromiter(value["values"], object, len(value["values"]))
+        return np.array(value["values"], np.dtype(value["dtype"]))
     alternatives = [kind, *getattr(kind, "__args__", ())]
     cls = next((a for a in alternatives if isinstance(a, type) and is_dataclass(a)), None)
     if isinstance(value, dict) and cls is not None:
@@ -223,7 +293,7 @@ def _decode(kind: Any, value: Any) -> Any:
         return cls(**{f.name: _decode(hints[f.name], value[f.name]) for f in fields(cls)})
     if isinstance(value, dict):
         return {key: _decode(None, inner) for key, inner in value.items()}
-    return value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _scalar(array: Any) -> Any:

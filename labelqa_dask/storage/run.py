@@ -11,6 +11,7 @@ from typing import Any
 
 import dask.dataframe as dd
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import xarray as xr
 from zarr.storage import ObjectStore as ZarrObjectStore
@@ -39,22 +40,35 @@ class Run:
         return pq.read_table(io.BytesIO(content)).to_pandas()
 
     @cached_property
+    def annotators(self) -> pd.DataFrame:
+        """Quality and weight of each annotator, worst first, where there are several."""
+        return pq.read_table(io.BytesIO(self.version.location.read("annotators.parquet"))).to_pandas()
+
+    @cached_property
+    def annotations(self) -> dd.DataFrame:
+        """The quality of each given label, lazy, where there are several annotators."""
+        return self._open_parquet("annotations")
+
+    @cached_property
     def scores(self) -> xr.Dataset | dd.DataFrame:
         """The scores of every example, lazy: a Dataset over Dask arrays, or a Dask DataFrame."""
         if self.summary["output"]["format"] == "zarr":
             return self._open_zarr("scores.zarr")
-        scores = self.version.location / "scores"
-        parts = sorted(entry.path for entry in scores.entries())
-
-        def read(path: str) -> pd.DataFrame:
-            return pq.read_table(io.BytesIO(scores.read(path))).to_pandas()
-
-        return dd.from_map(read, parts)
+        return self._open_parquet("scores")
 
     @cached_property
     def issues(self) -> xr.Dataset:
         """Which labels are issues, lazy, where an audit with Zarr output has looked for them (`is_issue`)."""
         return self._open_zarr("issues.zarr")
+
+    def _open_parquet(self, name: str) -> dd.DataFrame:
+        location = self.version.location / name
+        parts = sorted(entry.path for entry in location.entries())
+
+        def read(path: str) -> pd.DataFrame:
+            return pq.read_table(io.BytesIO(location.read(path))).to_pandas(types_mapper=_lists_as_they_are)
+
+        return dd.from_map(read, parts)
 
     def _open_zarr(self, name: str) -> xr.Dataset:
         store = ZarrObjectStore((self.version.location / name).store, read_only=True)
@@ -64,6 +78,11 @@ class Run:
     def report(self) -> Location:
         """Where the report is."""
         return self.version.location / "report.html"
+
+
+def _lists_as_they_are(value: pa.DataType) -> pd.ArrowDtype | None:
+    """Columns of lists stay Arrow's: Dask would make text of Python objects."""
+    return pd.ArrowDtype(value) if pa.types.is_fixed_size_list(value) else None
 
 
 def open_run(url: str | os.PathLike[str], storage: StorageOptions | None = None) -> Run:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -17,16 +17,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
+from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
 from zarr.storage import ObjectStore as ZarrObjectStore
 
+from labelqa_dask.core.errors import StorageError
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.storage.location import Location
 
 
 @dataclass(frozen=True)
 class OutputArray:
-    """An array to be written: its name, dimensions, shape, type, the chunks and the Zarr group it is written in."""
+    """An array to be written: its name, dimensions, shape, type, the chunks and the Zarr group it is written in.
+
+    `fill_value` is what a chunk holds that was not written; for floats NaN, for the rest 0 where it is not given.
+    """
 
     name: str
     dims: tuple[str, ...]
@@ -34,14 +39,32 @@ class OutputArray:
     dtype: np.dtype[Any]
     chunks: tuple[int, ...]
     group: str = "scores"
+    fill_value: float | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Sink(Protocol):
-    """Where scores go. `write_block` may be called for parts that cover whole chunks, `write_rows` once per region."""
+    """Where scores go.
+
+    `write_block` may be called for parts that cover whole chunks; `write_rows` once per region, or `leave_out` for one
+    without scores: those are missing then (NaN, or -1 where they are integers; in Parquet null).
+    """
 
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None: ...
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None: ...
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None: ...
+    def leave_out(
+        self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
+    ) -> None: ...
+    def metadata(self) -> list[str]:
+        """Objects that no region writes, by their path in the version."""
+        ...
+
+    def read_rows(self, region: str, name: str, start: int, stop: int) -> Array:
+        """What was written for the rows of a region; None in place of what is missing, where the format has that."""
+        ...
+
+    def read_block(self, name: str, index: tuple[slice, ...]) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -61,40 +84,74 @@ class ZarrSink:
 
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
         for name in sorted(set(self.groups.values())):
-            self._create_group(name, [output for output in outputs if output.group == name], attributes)
-
-    def _create_group(self, name: str, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
-        location = self.location / f"{name}.zarr"
-        location.create()
-        with location.errors_of(""):
-            store = ZarrObjectStore(location.store)
-            group = zarr.open_group(store, mode="a", zarr_format=3, attributes=dict(attributes))
-            for output in outputs:
-                if output.name in group:
-                    continue
-                group.create_array(
-                    output.name,
-                    shape=output.shape,
-                    dtype="str" if output.dtype == object else output.dtype,
-                    chunks=output.chunks,
-                    dimension_names=output.dims,
-                    fill_value=np.nan if output.dtype.kind == "f" else None,
-                    compressors="auto" if output.dtype == object else _compressor(output.dtype),
-                )
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Consolidated metadata")
-                zarr.consolidate_metadata(store)
+            location = self.location / f"{name}.zarr"
+            location.create()
+            inside = [output for output in outputs if output.group == name]
+            with location.errors_of(""):
+                store = ZarrObjectStore(location.store)
+            location.attempt("", partial(create_group, store, inside, attributes))
 
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
-        location = self.location / f"{self.groups[name]}.zarr"
-        with location.errors_of(name):
-            if name not in self._arrays:
-                self._arrays[name] = zarr.open_array(ZarrObjectStore(location.store), path=name, mode="r+")
-            self._arrays[name][index] = values
+        self._location_of(name).attempt(name, lambda: self._open(name).__setitem__(index, values))
 
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
         for name, values in columns.items():
             self.write_block(name, (slice(start, start + len(values)),), values)
+
+    def leave_out(self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None) -> None:
+        for output in outputs:
+            location = self._location_of(output.name)
+            array = location.attempt(output.name, partial(self._open, output.name))
+            values = ids if output.name == "id" and ids is not None else array.fill_value
+            location.attempt(output.name, partial(array.__setitem__, slice(start, stop), values))
+
+    def metadata(self) -> list[str]:
+        groups = [f"{group}.zarr/zarr.json" for group in sorted(set(self.groups.values()))]
+        return [*groups, *(f"{group}.zarr/{name}/zarr.json" for name, group in self.groups.items())]
+
+    def read_rows(self, region: str, name: str, start: int, stop: int) -> Array:
+        return self.read_block(name, (slice(start, stop),))
+
+    def read_block(self, name: str, index: tuple[slice, ...]) -> Array:
+        location = self._location_of(name)
+        try:
+            values = location.attempt(name, lambda: np.asarray(self._open(name)[index]))
+        except (StorageError, MemoryError):
+            raise
+        except Exception as error:  # what a codec raises is not to be foreseen
+            raise StorageError(f"cannot be decoded ({error})", str(location / name)) from error
+        return values if values.dtype.kind in "biuf" else values.astype(object)
+
+    def _location_of(self, name: str) -> Location:
+        return self.location / f"{self.groups[name]}.zarr"
+
+    def _open(self, name: str) -> Any:
+        if name not in self._arrays:
+            store = ZarrObjectStore(self._location_of(name).store)
+            self._arrays[name] = zarr.open_array(store, path=name, mode="r+")
+        return self._arrays[name]
+
+
+def create_group(store: Store, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
+    """Make a group (format 3) of arrays with consolidated metadata; arrays that are there already stay."""
+    group = zarr.open_group(store, mode="a", zarr_format=3, attributes=dict(attributes))
+    for output in outputs:
+        if output.name in group:
+            continue
+        missing = {"f": np.nan, "i": -1}.get(output.dtype.kind)
+        group.create_array(
+            output.name,
+            shape=output.shape,
+            dtype="str" if output.dtype == object else output.dtype,
+            chunks=output.chunks,
+            dimension_names=output.dims,
+            fill_value=missing if output.fill_value is None else output.fill_value,
+            compressors="auto" if output.dtype == object else _compressor(output.dtype),
+            attributes=dict(output.attributes),
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(store)
 
 
 def _compressor(dtype: np.dtype[Any]) -> BloscCodec:
@@ -116,8 +173,55 @@ class ParquetSink:
 
     def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
         n = len(next(iter(columns.values())))
-        table = pa.table({"row": np.arange(start, start + n, dtype=np.int64), **columns})
-        self.location.write(f"part-{region}.parquet", parquet_bytes(table))
+        stored = {name: _as_lists(values) if values.ndim == 2 else values for name, values in columns.items()}
+        self._write(region, {"row": np.arange(start, start + n, dtype=np.int64), **stored})
+
+    def leave_out(self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None) -> None:
+        columns: dict[str, Any] = {"row": np.arange(start, stop, dtype=np.int64)}
+        for output in sorted(outputs, key=lambda output: output.name != "id"):
+            kept = output.name == "id" and ids is not None
+            columns[output.name] = ids if kept else pa.nulls(stop - start, _arrow_type(output))
+        self._write(region, columns)
+
+    def metadata(self) -> list[str]:
+        return []
+
+    def read_rows(self, region: str, name: str, start: int, stop: int) -> Array:
+        path = self.part(region)
+        content = self.location.read(path)
+        try:
+            table = pq.read_table(io.BytesIO(content), columns=["row", name])
+            if table["row"].to_pylist() != list(range(start, stop)):
+                raise StorageError("holds other rows than it should", str(self.location / path))
+            column = table[name].combine_chunks()
+            if column.null_count == len(column):
+                return np.full(len(column), None, object)
+            if pa.types.is_fixed_size_list(column.type):
+                return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            return column.to_numpy(zero_copy_only=False)
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise StorageError(f"cannot be read as Parquet: {error}", str(self.location / path)) from error
+
+    def read_block(self, name: str, index: tuple[slice, ...]) -> Array:
+        raise NotImplementedError(f"{name} has a value per pixel, which Parquet cannot hold; plan refuses this")
+
+    @staticmethod
+    def part(region: str) -> str:
+        """The file of a region."""
+        return f"part-{region}.parquet"
+
+    def _write(self, region: str, columns: Mapping[str, Any]) -> None:
+        self.location.write(self.part(region), parquet_bytes(pa.table(dict(columns))))
+
+
+def _arrow_type(output: OutputArray) -> pa.DataType:
+    value = pa.string() if output.dtype == object else pa.from_numpy_dtype(output.dtype)
+    return pa.list_(value, output.shape[1]) if len(output.shape) == 2 else value
+
+
+def _as_lists(values: Array) -> pa.FixedSizeListArray:
+    """Rows (n, k) as lists of one length."""
+    return pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(values).ravel(), values.shape[1])
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -127,15 +231,12 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def checksum(columns: Mapping[str, Array]) -> str:
-    """Digest of what arrays hold, whatever format they are written in."""
-    digest = sha256()
-    for name in sorted(columns):
-        values = columns[name]
-        digest.update(f"{name}{values.shape}{values.dtype}".encode())
-        if values.dtype == object:
-            for value in values.tolist():
-                digest.update(f"{len(value)}:{value}".encode())
-        else:
-            digest.update(np.ascontiguousarray(values).view(np.uint8).data)
+def checksum(values: Array) -> str:
+    """Digest of what an array holds, whatever format it is written in."""
+    digest = sha256(f"{values.shape}{values.dtype}".encode())
+    if values.dtype == object:
+        for value in values.tolist():
+            digest.update(f"{len(value)}:{value}".encode())
+    else:
+        digest.update(np.ascontiguousarray(values).view(np.uint8).data)
     return digest.hexdigest()[:32]

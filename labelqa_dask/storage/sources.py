@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import product
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -86,6 +87,10 @@ class Source(Protocol):
 
     def fingerprint(self) -> Fingerprint: ...
 
+    def nbytes(self, block: Sequence[int]) -> int:
+        """Memory of a block of some shape, once it is read."""
+        ...
+
     def decode_bytes(self, block: Sequence[int]) -> int:
         """Memory that reading a block of some shape takes at its peak, the result included."""
         ...
@@ -119,10 +124,15 @@ class ZarrSource:
     metadata: str
     start: int
     stop: int
+    complete: bool
 
     @classmethod
-    def open(cls, location: Location, array: str | None, *, decode: bool) -> Self:
-        """Open an array by its name in a group; without a name, the location is the array, or holds only one."""
+    def open(cls, location: Location, array: str | None, *, predictions: bool) -> Self:
+        """Open an array by its name in a group; without a name, the location is the array, or holds only one.
+
+        Predictions are decoded, and every chunk of theirs must have been written; labels are taken as they are, since
+        a chunk of nothing but class 0 may well not be written.
+        """
         if not location.is_folder():
             what = "is not a Zarr group or array" if location.exists() else "does not exist"
             raise StorageError(what, str(location), "Check the URI.")
@@ -134,11 +144,12 @@ class ZarrSource:
             node.shape,
             node.dtype,
             node.shards or node.chunks,
-            _cf_attributes(node) if decode else {},
+            _cf_attributes(node) if predictions else {},
             node.dtype,
             _digest_of(node),
             0,
             node.shape[0] if node.shape else 0,
+            predictions,
         )
         decoded = (
             source._decode(np.zeros((0,) * node.ndim, node.dtype)).dtype if node.dtype.kind in "iuf" else node.dtype
@@ -162,16 +173,69 @@ class ZarrSource:
         return np.concatenate([[self.start], inner, [self.stop]]).astype(np.int64)
 
     def read(self, index: Index) -> Array:
-        with self.location.errors_of(self.array):
-            values = np.asarray(_open_planned(self.location, self.array, self.metadata)[index])
+        node = _open_planned(self.location, self.array, self.metadata)
+        index = (*index, *(slice(None) for _ in node.shape[len(index) :]))
+        try:
+            values = self.location.attempt(self.array, lambda: np.asarray(node[index]))
+        except (StorageError, MemoryError):
+            raise
+        except Exception as error:  # what a codec raises is not to be foreseen
+            raise self._undecodable(node, index, error) from error
+        if self.complete:
+            self._check_written(node, index, values)
         return self._decode(values)
+
+    def _undecodable(self, node: zarr.Array[Any], index: Index, error: Exception) -> Exception:
+        """Which chunk of a block cannot be decoded, looked for one by one; not the data's fault where each one can."""
+        for chunk, part in _chunks_in(node, index):
+            try:
+                self.location.attempt(self.array, partial(node.__getitem__, part))
+            except (StorageError, MemoryError):
+                raise
+            except Exception as cause:
+                return InvalidInput(
+                    f"chunk {_chunk_key(node, chunk)} cannot be decoded ({type(cause).__name__}: {cause})",
+                    self.place,
+                    "It is damaged: write it again.",
+                )
+        return StorageError(f"could not be decoded at first ({type(error).__name__}: {error})", self.place)
+
+    def _check_written(self, node: zarr.Array[Any], index: Index, values: Array) -> None:
+        """Refuse what was never written, which reads as the fill value.
+
+        A chunk of nothing but the fill value is not written either by default, as where a class is never predicted;
+        so chunks are missing only where there is none of any class. The store is asked where all values say so.
+        """
+        fill = node.fill_value
+        chunks: dict[tuple[int, ...], list[tuple[tuple[int, ...], Index]]] = {}
+        for chunk, part in _chunks_in(node, index):
+            chunks.setdefault((chunk[0], *chunk[2:]), []).append((chunk, part))
+        starts = [s.indices(size)[0] for s, size in zip(index, node.shape, strict=True)]
+        for across in chunks.values():
+            inside = [
+                tuple(slice(s.start - start, s.stop - start) for s, start in zip(part, starts, strict=True))
+                for _, part in across
+            ]
+            if not all(_holds_only(values[part], fill) for part in inside):
+                continue
+            keys = [_chunk_key(node, chunk) for chunk, _ in across]
+            if not any(self.location.holds(f"{self.array}/{key}".strip("/")) for key in keys):
+                rows = across[0][1][0]
+                raise InvalidInput(
+                    f"chunk {keys[0]} (examples {rows.start:,} to {rows.stop - 1:,}) was never written",
+                    self.place,
+                    f"It reads as the fill value {fill}: write it, or drop these examples.",
+                )
 
     def fingerprint(self) -> Fingerprint:
         found = self.location.entries(self.array or None)
         return Fingerprint.of([(entry.path, entry.size, entry.version) for entry in found])
 
+    def nbytes(self, block: Sequence[int]) -> int:
+        return int(np.prod(block)) * self.dtype.itemsize
+
     def decode_bytes(self, block: Sequence[int]) -> int:
-        result = int(np.prod(block)) * self.dtype.itemsize
+        result = self.nbytes(block)
         chunk = int(np.prod(self.chunks)) * self.stored.itemsize
         in_flight = min(_CHUNKS_IN_FLIGHT, int(np.prod([-(-b // c) for b, c in zip(block, self.chunks, strict=True)])))
         raw = int(np.prod(block)) * self.stored.itemsize if self.attributes else 0
@@ -190,6 +254,32 @@ class ZarrSource:
             attributes |= {name: np.float32(attributes[name]) for name in scales if name in attributes}
         stored = xr.Dataset({"values": (dims, values, attributes)})
         return xr.decode_cf(stored)["values"].values
+
+
+def _chunks_in(node: zarr.Array[Any], index: Index) -> Iterator[tuple[tuple[int, ...], Index]]:
+    """The chunks that a slice along each dimension touches, each with the part of it that lies inside."""
+    sizes = node.shards or node.chunks
+    bounds = [s.indices(size)[:2] for s, size in zip(index, node.shape, strict=True)]
+    touched = (range(a // size, -(-b // size)) for (a, b), size in zip(bounds, sizes, strict=True))
+    for chunk in product(*touched):
+        yield (
+            chunk,
+            tuple(
+                slice(max(a, i * size), min(b, (i + 1) * size))
+                for i, (a, b), size in zip(chunk, bounds, sizes, strict=True)
+            ),
+        )
+
+
+def _chunk_key(node: zarr.Array[Any], chunk: tuple[int, ...]) -> str:
+    return node.metadata.encode_chunk_key(chunk)
+
+
+def _holds_only(values: Array, fill: Any) -> bool:
+    """Whether all values are the fill value; the first tells almost always."""
+    if fill != fill:
+        return bool(np.isnan(values.flat[0]) and np.isnan(values).all())
+    return bool(values.flat[0] == fill and (values == fill).all())
 
 
 def _cf_attributes(node: zarr.Array[Any]) -> dict[str, Any]:
@@ -233,13 +323,13 @@ def _open_node(location: Location, path: str) -> Any:
     place = location / path if path else location
     with location.errors_of(path):
         store = ZarrObjectStore(location.store, read_only=True)
-        try:
-            return zarr.open(store, path=path, mode="r")
-        except FileNotFoundError:
-            if path == "":
-                raise StorageError("is not a Zarr group or array", str(place), "Check the URI.") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"has Zarr metadata that cannot be read ({error})", str(place)) from error
+    try:
+        return location.attempt(path, lambda: zarr.open(store, path=path, mode="r"))
+    except FileNotFoundError:
+        if path == "":
+            raise StorageError("is not a Zarr group or array", str(place), "Check the URI.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"has Zarr metadata that cannot be read ({error})", str(place)) from error
     parent, _, name = path.rpartition("/")
     group = _open_node(location, parent)
     above = str(location / parent if parent else location)
@@ -269,13 +359,15 @@ def _only_array(location: Location) -> str:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group of a Parquet file: its rows in the whole data set, and its size in memory."""
+    """A row group of a Parquet file: its rows in the whole data set, how many values they hold, and their size."""
 
     file: str
+    version: str
     group: int
     start: int
     stop: int
     nbytes: int
+    values: int
 
 
 @dataclass(frozen=True)
@@ -297,17 +389,20 @@ class ParquetSource:
 
         `stack` puts several columns, or one column of lists, side by side as the second dimension.
         """
-        folder, files = _find_files(location)
+        folder, files = find_files(location, ".parquet")
         with ThreadPoolExecutor(16) as pool:
             footers = list(pool.map(lambda file: _open_parquet(folder, *file), files))
         groups: list[RowGroup] = []
         row = 0
-        for (path, _, _), footer in zip(files, footers, strict=True):
+        for (path, _, version), footer in zip(files, footers, strict=True):
             _check_columns(folder / path, footer, footers[0], files[0][0], columns)
             for number in range(footer.metadata.num_row_groups):
                 group = footer.metadata.row_group(number)
                 if group.num_rows:
-                    groups.append(RowGroup(path, number, row, row + group.num_rows, _column_bytes(group, columns)))
+                    parts = [part for name in columns for part in _parts(group, name)]
+                    size = sum(part.total_uncompressed_size for part in parts)
+                    count = sum(part.num_values for part in parts)
+                    groups.append(RowGroup(path, version, number, row, row + group.num_rows, size, count))
                     row += group.num_rows
         values = [footers[0].schema_arrow.field(name).type for name in columns]
         if len(columns) > 1 and (not stack or any(map(_is_list, values))):
@@ -346,12 +441,17 @@ class ParquetSource:
 
     def read(self, index: Index) -> Array:
         start, stop, _ = index[0].indices(self.shape[0])
-        needed = [group for group in self.groups if group.start < stop and group.stop > start]
-        parts = [self._read_group(group)[max(start - group.start, 0) : stop - group.start] for group in needed]
+        parts = [
+            self._read_group(group)[max(start - group.start, 0) : stop - group.start]
+            for group in self.groups_of(start, stop)
+        ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def fingerprint(self) -> Fingerprint:
         return Fingerprint.of(self.files)
+
+    def nbytes(self, block: Sequence[int]) -> int:
+        return int(np.prod(block)) * self.dtype.itemsize
 
     def decode_bytes(self, block: Sequence[int]) -> int:
         row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
@@ -360,22 +460,43 @@ class ParquetSource:
 
     def rechunked(self, chunks: Sequence[int | None]) -> Self:
         rows, n = chunks[0] or self.shape[0], self.shape[0]
-        nbytes = sum(group.nbytes for group in self.groups) // n * rows
+        nbytes, values = (
+            sum(getattr(group, name) for group in self.groups) // n * rows for name in ("nbytes", "values")
+        )
         starts = range(0, n, rows)
-        return replace(self, groups=tuple(RowGroup("", 0, start, min(start + rows, n), nbytes) for start in starts))
+        groups = (RowGroup("", "", 0, start, min(start + rows, n), nbytes, values) for start in starts)
+        return replace(self, groups=tuple(groups))
 
-    def _read_group(self, group: RowGroup) -> Array:
+    def groups_of(self, start: int, stop: int) -> list[RowGroup]:
+        """The row groups that hold some rows."""
+        return [group for group in self.groups if group.start < stop and group.stop > start]
+
+    def read_table(self, group: RowGroup) -> pa.Table:
+        """The columns of a row group; nothing in them is missing."""
         place = str(self.location / group.file)
-        with _parquet_errors(self.location, group.file):
-            table = pq.ParquetFile(self.location.reader(group.file)).read_row_group(
-                group.group, columns=[*self.columns]
-            )
+        with self.location.errors_of(group.file):
+            reader = self.location.reader(group.file, group.version)
+            try:
+                table = pq.ParquetFile(reader).read_row_group(group.group, columns=[*self.columns])
+            except StorageError:
+                raise
+            except (pa.ArrowException, OSError) as error:
+                rows, reason = f"rows {group.start:,} to {group.stop - 1:,}", " ".join(str(error).split())
+                raise InvalidInput(
+                    f"row group {group.group} ({rows}) cannot be decoded: {reason}",
+                    place,
+                    "The file is damaged: write it again.",
+                ) from error
         for name in self.columns:
             if table[name].null_count:
                 row = int(np.flatnonzero(table[name].is_null().to_numpy())[0])
                 raise InvalidInput(
                     f"{name} is missing (null)", f"{place}, row {group.start + row:,}", "Fill it in, or drop the row."
                 )
+        return table
+
+    def _read_group(self, group: RowGroup) -> Array:
+        table = self.read_table(group)
         if len(self.shape) == 1:
             return _to_numpy(table[self.columns[0]])
         if not _is_list(table[self.columns[0]].type):
@@ -383,7 +504,7 @@ class ParquetSource:
             for j, name in enumerate(self.columns):
                 stacked[:, j] = _to_numpy(table[name])
             return stacked
-        return self._unpack_lists(table[self.columns[0]], group, place)
+        return self._unpack_lists(table[self.columns[0]], group, str(self.location / group.file))
 
     def _unpack_lists(self, column: pa.ChunkedArray, group: RowGroup, place: str) -> Array:
         k = self.shape[1]
@@ -408,14 +529,27 @@ class ParquetSource:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _find_files(location: Location) -> tuple[Location, list[tuple[str, int, str]]]:
-    """The folder, and name, size and version of each file below it that the location names."""
+def holds_lists_of_any_length(location: Location, column: str) -> bool:
+    """Whether a column of Parquet files holds lists that need not be of one length, by the first footer."""
+    folder, files = find_files(location, ".parquet")
+    schema = _open_parquet(folder, *files[0]).schema_arrow
+    if column not in schema.names:
+        raise InvalidConfig(f"has no column {column!r}", str(folder / files[0][0]), nearest(column, schema.names))
+    value = schema.field(column).type
+    return bool(pa.types.is_list(value) or pa.types.is_large_list(value))
+
+
+def find_files(location: Location, suffix: str) -> tuple[Location, list[tuple[str, int, str]]]:
+    """The folder, and name, size and version of each file below it that the location names.
+
+    In a folder these are the files with a suffix.
+    """
     if "*" in location.url or "?" in location.url:
         folder, pattern = location.parent, location.name
         if "*" in folder.url or "?" in folder.url:
             raise InvalidConfig("patterns are supported in the last part of a path only", str(location))
     elif location.is_folder():
-        folder, pattern = location, "*.parquet"
+        folder, pattern = location, f"*{suffix}"
     else:
         folder, pattern = location.parent, glob.escape(location.name)
     found = [
@@ -425,7 +559,8 @@ def _find_files(location: Location) -> tuple[Location, list[tuple[str, int, str]
         and not any(part.startswith(("_", ".")) for part in entry.path.split("/"))
     ]
     if not found:
-        raise StorageError("no Parquet files there", str(location), "Check the URI.")
+        kind = {".parquet": "Parquet", ".csv": "CSV"}[suffix]
+        raise StorageError(f"no {kind} files there", str(location), "Check the URI.")
     return folder, sorted(found, key=lambda entry: (_natural(entry[0]), entry[0]))
 
 
@@ -438,7 +573,7 @@ def _natural(path: str) -> list[tuple[int, str]]:
 def _open_parquet(folder: Location, path: str, size: int, version: str) -> pq.ParquetFile:
     """The footer of a file, of the version that was listed."""
     with _parquet_errors(folder, path):
-        return pq.ParquetFile(folder.reader(path))
+        return pq.ParquetFile(folder.reader(path, version))
 
 
 @contextmanager
@@ -465,10 +600,6 @@ def _check_columns(
                 str(place),
                 "Write all files with one schema.",
             )
-
-
-def _column_bytes(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
-    return sum(part.total_uncompressed_size for name in columns for part in _parts(group, name))
 
 
 def _list_length(footer: pq.ParquetFile, column: str) -> int:

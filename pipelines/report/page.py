@@ -110,13 +110,14 @@ def render_report(
     worst: pd.DataFrame,
     previews: Sequence[Preview] = (),
     charts_of_task: Sequence[Chart] = (),
+    further: Mapping[str, pd.DataFrame] = {},
 ) -> str:
     """The report of an audit as one HTML document that needs nothing else: no network, no scripts.
 
     Parameters
     ----------
     summary : mapping
-        What ``summary.json`` holds: task, params, examples, score (name, mean, min, histogram), classes,
+        What ``summary.json`` holds: task, params, examples, quarantined, score (name, mean, min, histogram), classes,
         statistics, inputs, software.
     worst : DataFrame
         The worst examples, worst first: ``row``, the score by the name it has in the summary, and, where they
@@ -125,6 +126,8 @@ def render_report(
         Images to show, worst first.
     charts_of_task : sequence of Chart
         What the method shows of the whole data.
+    further : mapping of str to DataFrame
+        Tables that the method adds: ``annotators``.
 
     Returns
     -------
@@ -140,6 +143,7 @@ def render_report(
         summary.get("statistics") or {}, len(classes["count"]) if classes else None
     )
     histogram = charts.Histogram(*(score["histogram"][key] for key in ("low", "high", "counts")))
+    left_out = summary.get("quarantined") or {"regions": 0, "examples": 0, "listed": []}
     return _template().render(
         task=text.heading(summary["task"]),
         dataset=_dataset_name(summary.get("inputs") or {}),
@@ -151,6 +155,8 @@ def render_report(
         score_name=text.heading(score["name"]),
         logarithmic=charts.CountAxis.of(histogram.counts).logarithmic,
         cards=[_card(preview, names) for preview in previews],
+        left_out=left_out,
+        bad=tables.bad_table(left_out["listed"]),
         score_scale=images.score_scale_png(),
         worst=tables.worst_table(worst, score["name"], names),
         classes=tables.class_table(classes, per_class, names) if classes else None,
@@ -160,6 +166,8 @@ def render_report(
         issues=tables.pairs_table(issues, issues["unit"], names) if issues else None,
         statistics=tables.statistics_table(statistics),
         settings=tables.settings_table(summary),
+        annotators=tables.sorted_tables(further["annotators"]) if "annotators" in further else None,
+        crowd=_crowd(summary.get("crowd") or {}, names),
         inputs=tables.inputs_table(summary.get("inputs") or {}),
         software=summary.get("software") or {},
     )
@@ -237,6 +245,37 @@ def _chart(summary: Mapping[str, Any], histogram: charts.Histogram, words: TaskW
     )
     mean = None if text.is_missing(score["mean"]) else score["mean"]
     return charts.histogram(histogram, mean, label, words.many)
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """What is told of how annotators agree."""
+
+    sentence: str
+    agreement: Markup | None
+    shares: charts.Histogram | None
+    confusion: tables.Table | None
+    bad: tables.Table | None
+
+
+def _crowd(crowd: Mapping[str, Any], names: ClassNames) -> Crowd | None:
+    if not crowd:
+        return None
+    sentence = (
+        f"{text.integer(crowd['annotators'])} annotators gave {text.integer(crowd['annotations'])} labels that count."
+    )
+    agreement = shares = None
+    if any(crowd.get("agreement") or []):
+        shares = charts.Histogram(0.0, 1.0, crowd["agreement"])
+        label = "Histogram of the share of an example's annotators who gave the consensus label."
+        agreement = charts.histogram(shares, None, label, "examples")
+    return Crowd(
+        sentence,
+        agreement,
+        shares,
+        tables.confusion_table(crowd["confusion"], names) if "confusion" in crowd else None,
+        tables.left_out_table(crowd) if crowd.get("bad") else None,
+    )
 
 
 def _density(data: Density, words: TaskWords) -> DensityPicture:

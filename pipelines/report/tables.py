@@ -17,6 +17,7 @@ from pipelines.report.charts import bar
 WORST_SHOWN = 100
 CLASSES_SHOWN = 50
 STATISTICS_SHOWN = 100
+ANNOTATORS_SHOWN = 100
 PAIRS_SHOWN = 50
 CLASS_ID_COLUMNS = frozenset({"given_label", "suggested_label", "consensus_label"})
 NAME_COLUMNS = frozenset({"row", "id"})
@@ -103,6 +104,55 @@ def class_table(
     return Table(columns, rows[:CLASSES_SHOWN], len(rows))
 
 
+@dataclass(frozen=True)
+class Sorted:
+    """One table in several orders: by what, and whether that is shown first."""
+
+    name: str
+    heading: str
+    table: Table
+    first: bool
+
+
+def sorted_tables(frame: pd.DataFrame) -> list[Sorted]:
+    """The first rows of a frame in its own order, which is that of its second column, and in that of each other one."""
+    columns = [
+        Column(text.heading(str(name)), pd.api.types.is_numeric_dtype(frame[name]) and place > 0)
+        for place, name in enumerate(frame.columns)
+    ]
+    result = []
+    for place, name in enumerate(frame.columns):
+        ordered = frame if place == 1 else frame.sort_values([name], kind="stable")
+        rows = [
+            [str(record[0]), *map(text.cell, record[1:])]
+            for record in ordered.head(ANNOTATORS_SHOWN).itertuples(index=False, name=None)
+        ]
+        result.append(Sorted(str(name), columns[place].heading, Table(columns, rows, len(frame)), place == 1))
+    return result
+
+
+def confusion_table(confusion: Mapping[str, Sequence[int]], names: ClassNames) -> Table:
+    """Labels given in place of the consensus, most frequent first."""
+    triples = zip(confusion["consensus"], confusion["given"], confusion["count"], strict=True)
+    wrong = [(consensus, given, count) for consensus, given, count in triples if consensus != given]
+    most = max((count for _, _, count in wrong), default=1)
+    rows = [
+        [names.markup(consensus), names.markup(given), _with_bar(text.integer(count), count / most)]
+        for consensus, given, count in wrong
+    ]
+    return Table(
+        [Column("Consensus"), Column("Given"), Column("Labels", numeric=True)], rows[:CLASSES_SHOWN], len(rows)
+    )
+
+
+def left_out_table(crowd: Mapping[str, Any]) -> Table:
+    """Rows that were left out, by kind, with the first places."""
+    rows = [
+        [kind, text.integer(count), "; ".join(crowd["places"].get(kind, []))] for kind, count in crowd["bad"].items()
+    ]
+    return Table([Column("Left out"), Column("Count", numeric=True), Column("The first")], rows, len(rows))
+
+
 def pairs_table(issues: Mapping[str, Any], unit: str, names: ClassNames) -> Table:
     """Label issues by given and suggested class, the most frequent first."""
     pairs = list(zip(*(issues["pairs"][name] for name in ("given", "suggested", "count")), strict=True))
@@ -159,6 +209,19 @@ def inputs_table(inputs: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, described in inputs.items():
         rows.append([name, *(_fact(fact, described.get(fact)) for fact in facts)])
     return Table(columns, rows, len(rows))
+
+
+def bad_table(listed: Sequence[Mapping[str, Any]]) -> Table:
+    """Regions that were left out: their rows, and the first reasons."""
+    rows = [
+        [
+            bad["region"],
+            f"{text.integer(bad['rows'][0])} to {text.integer(bad['rows'][1] - 1)}",
+            " ".join(bad["reasons"]),
+        ]
+        for bad in listed
+    ]
+    return Table([Column("Region"), Column("Rows"), Column("Why")], rows, len(rows))
 
 
 def _fact(name: str, value: object) -> str:

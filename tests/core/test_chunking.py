@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labelqa_dask import multiclass, segmentation
+from labelqa_dask import multiclass, multilabel, segmentation
 from labelqa_dask.core import blocks, public
-from tests.strategies import chunkings, multiclass_data, seeded, segmentation_data
+from tests.strategies import chunkings, multiclass_data, multilabel_data, seeded, segmentation_data
 
 LABELS, PRED_PROBS = multiclass_data(30, 4)
+SETS, SET_PROBS = multilabel_data(30, 4)
 IMAGES, IMAGE_PROBS = segmentation_data(5, 3, 4, 6)
 
 
@@ -41,6 +42,19 @@ def test_adjusted_multiclass_chunks_do_not_matter(method: Any, label_chunks: Any
         adjust_pred_probs=True,
     )
     eager = multiclass.get_label_quality_scores(LABELS, PRED_PROBS, method=method, adjust_pred_probs=True)
+    np.testing.assert_allclose(lazy.compute(scheduler="sync"), eager, rtol=1e-12)
+
+
+@pytest.mark.parametrize("aggregator", ["exponential_moving_average", "softmin", np.median])
+@pytest.mark.parametrize("adjust", [False, True])
+@seeded
+@given(label_chunks=chunkings(SETS.shape), chunks=chunkings(SET_PROBS.shape))
+def test_multilabel_chunks_do_not_matter(aggregator: Any, adjust: bool, label_chunks: Any, chunks: Any) -> None:
+    settings: dict[str, Any] = {"adjust_pred_probs": adjust, "aggregator_kwargs": {"method": aggregator}}
+    lazy = multilabel.get_label_quality_scores(
+        da.from_array(SETS, chunks=label_chunks), da.from_array(SET_PROBS, chunks=chunks), **settings
+    )
+    eager = multilabel.get_label_quality_scores(SETS, SET_PROBS, **settings)
     np.testing.assert_allclose(lazy.compute(scheduler="sync"), eager, rtol=1e-12)
 
 

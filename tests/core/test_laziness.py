@@ -13,8 +13,8 @@ import pytest
 import xarray as xr
 from dask.callbacks import Callback
 
-from labelqa_dask import multiclass, regression, segmentation
-from tests.strategies import multiclass_data, regression_data, segmentation_data
+from labelqa_dask import multiclass, multilabel, regression, segmentation
+from tests.strategies import multiclass_data, multilabel_data, regression_data, segmentation_data
 
 
 class Computed(Exception):
@@ -77,6 +77,37 @@ def test_multiclass_scores_are_lazy(method: Any, adjust: bool) -> None:
         named(labels, "row"), named(pred_probs, "row", "class"), method=method, adjust_pred_probs=adjust
     )
     assert isinstance(scores.data, da.Array)
+
+
+@pytest.mark.usefixtures("nothing_computes")
+@pytest.mark.parametrize("aggregator", ["exponential_moving_average", "softmin", np.min])
+@pytest.mark.parametrize("form", ["dense", "lists"])
+def test_multilabel_scores_are_lazy(aggregator: Any, form: str) -> None:
+    dense, values = multilabel_data(20, 4)
+    labels, pred_probs = da.from_array(dense, chunks=3), da.from_array(values, chunks=(4, 2))
+    given = labels if form == "dense" else [np.flatnonzero(row).tolist() for row in dense]
+    settings: dict[str, Any] = {"adjust_pred_probs": True, "aggregator_kwargs": {"method": aggregator}}
+    assert isinstance(multilabel.get_label_quality_scores(given, pred_probs, **settings), da.Array)
+    per_class = multilabel.get_label_quality_scores_per_class(given, pred_probs, adjust_pred_probs=True)
+    assert isinstance(per_class, da.Array)
+    assert isinstance(multilabel.Aggregator(aggregator)(per_class), da.Array)
+    assert isinstance(multilabel.multilabel_py(labels), da.Array)
+    scores = multilabel.get_label_quality_scores(
+        named(labels, "row", "tag"), named(pred_probs, "row", "tag"), **settings
+    )
+    assert isinstance(scores.data, da.Array)
+
+
+@pytest.mark.parametrize(("adjust", "passes"), [(False, 1), (True, 2)])
+def test_multilabel_reads_each_chunk_once_per_pass(adjust: bool, passes: int) -> None:
+    labels, pred_probs = (CountedSource(values) for values in multilabel_data(20, 4))
+    lazy = labels.lazily((3, 4)), pred_probs.lazily((3, 4))
+    scores = multilabel.get_label_quality_scores(*lazy, adjust_pred_probs=adjust)
+    assert not pred_probs.reads
+    scores.compute(scheduler="sync")
+    for source in (labels, pred_probs):
+        assert len(source.reads) == 7
+        assert set(source.reads.values()) == {passes}
 
 
 @pytest.mark.usefixtures("nothing_computes")

@@ -14,6 +14,8 @@ import pytest
 import yaml
 import zarr
 
+from labelqa_dask.core.task import task_names
+
 
 def labelqa(*arguments, expect=0):
     done = subprocess.run([sys.executable, "-m", "flows.cli", *map(str, arguments)], capture_output=True, text=True)
@@ -85,7 +87,7 @@ def test_report_says_where_it_is_and_saves_a_copy(audited, tmp_path):
 def test_schema_is_json_and_names_the_parameters_of_each_task():
     schema = json.loads(labelqa("schema").stdout)
     assert "temperature" in schema["$defs"]["SegmentationParams"]["properties"]
-    assert schema["properties"]["task"]["enum"] == ["multiclass", "segmentation"]
+    assert schema["properties"]["task"]["enum"] == list(task_names())
 
 
 @pytest.mark.parametrize(
@@ -126,3 +128,30 @@ def test_bad_data_is_exit_status_1_and_nothing_is_published(audited, tmp_path):
     done = labelqa("run", audited / "audit.yaml", "--no-prefect", "--set", uri, "--set", out, expect=1)
     assert "region 00003: labels, example 37: label 3 is outside 0..2" in done.stderr
     assert not (tmp_path / "out" / "latest.json").exists()
+
+
+def test_verify_says_whether_a_version_is_as_it_was_written(audited):
+    out = f"{audited}/verified"
+    labelqa("run", audited / "audit.yaml", "--no-prefect", "--set", f"output.uri={out}")
+    assert "all 10 regions are as they were written" in labelqa("verify", out).stdout
+    chunk = audited / "verified/v000001/scores.zarr/label_quality_score/c/3"
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    printed = labelqa("verify", out, expect=1).stderr
+    assert "1 problems were found: run the audit again with --fresh." in printed
+    assert "region 00003, rows 30 to 39: " in printed
+
+
+def test_regions_left_out_are_listed_and_give_exit_status_3(audited):
+    group = zarr.open_group(str(audited / "bad.zarr"), mode="w")
+    source = zarr.open_group(str(audited / "data.zarr"), mode="r")
+    labels = source["labels"][:]
+    labels[[42, 47]] = 99
+    group.create_array("labels", data=labels, chunks=(10,))
+    settings = ["--set", f"input.labels.uri={audited}/bad.zarr", "--set", f"output.uri={audited}/quarantine"]
+    command = ["run", audited / "audit.yaml", "--no-prefect", *settings]
+    assert "labels, example 47: label 99" in labelqa(*command, expect=1).stderr
+    done = labelqa(*command, "--set", "on_error=quarantine", expect=3)
+    assert "left out: 1 regions with 10 examples" in done.stderr
+    assert "region 00004: labels, example 42: label 99 is outside 0..2" in done.stderr
+    assert "report.html" in done.stdout
+    assert "Nothing has changed" in labelqa(*command, "--set", "on_error=quarantine", expect=3).stdout

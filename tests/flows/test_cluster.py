@@ -29,9 +29,8 @@ def running():
 def test_a_running_cluster_is_used_and_outlives_the_run(running):
     settings = config({"kind": "address", "address": running.scheduler_address})
     for _ in range(2):
-        with open_cluster(settings) as (client, resources):
+        with open_cluster(settings) as client:
             assert client.submit(sum, [1, 2]).result() == 3
-            assert resources == Resources(workers=2, threads_per_worker=3, memory_limit=GIB)
     assert resources_of(settings) == Resources(workers=2, threads_per_worker=3, memory_limit=GIB)
 
 
@@ -40,9 +39,8 @@ def test_a_scheduler_without_workers_is_refused(monkeypatch):
     with (
         LocalCluster(n_workers=0, processes=True, dashboard_address=":0") as empty,
         pytest.raises(InvalidConfig, match="the scheduler has no workers"),
-        open_cluster(config({"kind": "address", "address": empty.scheduler_address})),
     ):
-        pass
+        resources_of(config({"kind": "address", "address": empty.scheduler_address}))
 
 
 def test_an_address_where_nobody_answers_is_refused(monkeypatch):
@@ -53,10 +51,10 @@ def test_an_address_where_nobody_answers_is_refused(monkeypatch):
 
 def test_a_local_cluster_is_as_configured():
     settings = config({"workers": 1, "threads_per_worker": 2, "memory_limit": "1GiB"})
-    with open_cluster(settings) as (client, resources):
+    with open_cluster(settings) as client:
         (worker,) = client.scheduler_info()["workers"].values()
         assert (worker["nthreads"], worker["memory_limit"]) == (2, GIB)
-        assert resources == Resources(workers=1, threads_per_worker=2, memory_limit=GIB)
+    assert resources_of(settings) == Resources(workers=1, threads_per_worker=2, memory_limit=GIB)
 
 
 def test_workers_share_the_memory_where_no_limit_is_given():

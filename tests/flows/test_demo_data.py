@@ -11,18 +11,22 @@ import pytest
 from numpy.typing import NDArray
 
 from flows import demo_data
-from flows.demo_data import MAKERS, DemoData, multiclass, regression, segmentation
+from flows.demo_data import MAKERS, DemoData, multiannotator, multiclass, multilabel, regression, segmentation
 from flows.demo_data._digits import load_digit_images
 from flows.demo_data.segmentation import Scenes
 
 SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "multiannotator": ((1797,), (1797, 10)),
     "multiclass": ((1797,), (1797, 10)),
+    "multilabel": ((1500, 10), (1500, 10)),
     "regression": ((40_000,), (40_000,)),
     "segmentation": ((300, 96, 96), (300, 11, 96, 96)),
 }
-WRONG = {"multiclass": 90, "regression": 800, "segmentation": 30}
-"""Five per cent of 1,797 digits, two of 40,000 throws and ten of 300 scenes."""
-PRECISION_BAR = {"multiclass": 0.8, "regression": 0.8, "segmentation": 0.7}
+WRONG = {"multiannotator": 255, "multiclass": 90, "multilabel": 150, "regression": 800, "segmentation": 30}
+"""What a majority gets wrong of digits; five per cent of these, two of throws, ten of groups and of scenes."""
+MISTAKES = ((1, 0), (0, 1), (1, 1))
+"""Classes left out and added by each kind of wrong label set."""
+PRECISION_BAR = {"multiannotator": 0.7, "multiclass": 0.8, "multilabel": 0.7, "regression": 0.8, "segmentation": 0.7}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +46,10 @@ def few_scenes() -> Scenes:
 
 def clean_labels(task: str, seed: int) -> NDArray[np.integer]:
     """Make the labels as they were before anything was spoiled."""
-    if task == "multiclass":
+    if task in ("multiclass", "multiannotator"):
         return load_digit_images()[1]
+    if task == "multilabel":
+        return multilabel.compose_groups(load_digit_images()[1], seed).labels
     if task == "regression":
         return regression.throw(seed, regression.THROWS)[1]
     return segmentation.compose_scenes(seed).labels
@@ -54,8 +60,11 @@ def precision_at_wrong_count(data: DemoData) -> float:
     if data.task == "regression":
         worst = np.argsort(-np.abs(data.pred_probs - data.labels))[: data.corrupted.sum()]
         return float(data.corrupted[worst].mean())
-    given = data.labels[:, np.newaxis].astype(np.intp)
-    confidence = np.take_along_axis(data.pred_probs, given, axis=1).reshape(len(data.labels), -1)
+    if data.task == "multilabel":
+        confidence = np.where(data.labels, data.pred_probs, 1 - data.pred_probs)
+    else:
+        given = data.labels[:, np.newaxis].astype(np.intp)
+        confidence = np.take_along_axis(data.pred_probs, given, axis=1).reshape(len(data.labels), -1)
     confidence = confidence.astype(np.float64)
     weights = np.exp((1 - confidence) / 0.1)
     softmin = (confidence * weights).sum(axis=1) / weights.sum(axis=1)
@@ -72,7 +81,8 @@ def assert_same(first: DemoData, second: DemoData) -> None:
 def test_shapes_and_types(data: DemoData) -> None:
     labels_shape, probs_shape = SHAPES[data.task]
     assert data.labels.shape == labels_shape
-    assert data.labels.dtype == {"multiclass": np.int64, "regression": np.float64, "segmentation": np.uint8}[data.task]
+    types = {"multiclass": np.int64, "multiannotator": np.int64, "regression": np.float64}
+    assert data.labels.dtype == types.get(data.task, np.uint8)
     assert data.pred_probs.shape == probs_shape
     assert data.pred_probs.dtype == np.float32
     assert data.corrupted.shape == data.ids.shape == labels_shape[:1]
@@ -85,15 +95,17 @@ def test_every_class_has_a_name_and_is_used(data: DemoData) -> None:
         assert data.class_names == ()
         return
     assert len(data.class_names) == data.pred_probs.shape[1]
-    assert np.unique(data.labels).tolist() == list(range(len(data.class_names)))
+    if data.task == "multilabel":
+        assert (data.labels.sum(axis=0) > 300).all()
+        assert np.unique(data.labels).tolist() == [0, 1]
+    else:
+        assert np.unique(data.labels).tolist() == list(range(len(data.class_names)))
 
 
 def test_ids_are_unique_and_readable(data: DemoData) -> None:
     assert len(set(data.ids.tolist())) == len(data.ids)
-    assert (
-        data.ids[17]
-        == {"multiclass": "digit-00017", "regression": "throw-00017", "segmentation": "scene-0017"}[data.task]
-    )
+    names = {"multilabel": "group-00017", "regression": "throw-00017", "segmentation": "scene-0017"}
+    assert data.ids[17] == names.get(data.task, "digit-00017")
 
 
 def test_predictions_are_valid(data: DemoData) -> None:
@@ -102,7 +114,8 @@ def test_predictions_are_valid(data: DemoData) -> None:
         return
     assert data.pred_probs.min() >= 0
     assert data.pred_probs.max() <= 1
-    np.testing.assert_allclose(data.pred_probs.sum(axis=1), 1, rtol=0, atol=1e-5)
+    if data.task != "multilabel":
+        np.testing.assert_allclose(data.pred_probs.sum(axis=1), 1, rtol=0, atol=1e-5)
 
 
 def test_corrupted_is_exactly_where_labels_differ_from_the_truth(data: DemoData) -> None:
@@ -124,6 +137,30 @@ def test_ranking_finds_the_corrupted_for_other_seeds(task: str, seed: int) -> No
 
 def test_same_seed_gives_the_same_digits(made: dict[str, DemoData]) -> None:
     assert_same(made["multiclass"], MAKERS["multiclass"](0))
+
+
+@pytest.mark.slow
+def test_same_seed_gives_the_same_crowd(made: dict[str, DemoData]) -> None:
+    first, again = made["multiannotator"], multiannotator.make(0)
+    assert isinstance(first, multiannotator.CrowdData)
+    assert_same(first, again)
+    for name in ("example", "annotator", "given", "spammers"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name), strict=True)
+
+
+def test_the_crowd_is_as_its_story_says(made: dict[str, DemoData]) -> None:
+    crowd = made["multiannotator"]
+    assert isinstance(crowd, multiannotator.CrowdData)
+    assert len(np.unique(np.stack([crowd.example, crowd.annotator]), axis=1).T) == len(crowd.example)
+    assert set(np.bincount(crowd.example)) == {3, 4, 5}
+    right = np.bincount(crowd.annotator, crowd.given == crowd.truth[crowd.example]) / np.bincount(crowd.annotator)
+    assert crowd.spammers.sum() == 8
+    assert right[crowd.spammers].max() < 0.25
+    assert right[~crowd.spammers].min() > 0.5
+
+
+def test_same_seed_gives_the_same_groups(made: dict[str, DemoData]) -> None:
+    assert_same(made["multilabel"], MAKERS["multilabel"](0))
 
 
 @pytest.mark.slow
@@ -170,6 +207,27 @@ def test_three_kinds_of_wrong_annotation_equally_often() -> None:
             kinds["swapped"] += 1
         assert len(np.unique(scenes.objects[scene][(given != true) & (true > 0)])) == 1
     assert kinds == {"swapped": 10, "left out": 10, "displaced": 10}
+
+
+def test_three_kinds_of_wrong_label_sets_equally_often(made: dict[str, DemoData]) -> None:
+    change = made["multilabel"].labels.astype(int) - clean_labels("multilabel", seed=0)
+    kinds = [((change == -1).sum(axis=1) == less) & ((change == 1).sum(axis=1) == more) for less, more in MISTAKES]
+    assert [kind.sum() for kind in kinds] == [50, 50, 50]
+
+
+def test_group_predictions_are_out_of_sample() -> None:
+    """No digit is in groups of two folds; other labels in a fold change what is predicted elsewhere, nothing in it."""
+    images, digits = load_digit_images()
+    groups = multilabel.compose_groups(digits, seed=0)
+    owners = [set(groups.members[groups.folds == fold].ravel().tolist()) - {-1} for fold in range(5)]
+    assert sum(map(len, owners)) == len(set().union(*owners))
+    few = multilabel.Groups(groups.members[:200], groups.folds[:200], groups.labels[:200])
+    before = multilabel.predict_groups(images, few, few.labels, seed=0)
+    held_out = few.folds == 0
+    relabelled = np.where(held_out[:, np.newaxis], 1 - few.labels, few.labels)
+    after = multilabel.predict_groups(images, few, relabelled, seed=0)
+    np.testing.assert_array_equal(after[held_out], before[held_out])
+    assert (after[~held_out] != before[~held_out]).any(axis=1).all()
 
 
 def test_digit_predictions_are_out_of_sample() -> None:
@@ -253,9 +311,13 @@ def test_makers_say_what_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_story_tells_the_number_and_the_share(data: DemoData) -> None:
-    for fact in {"multiclass": ("1,797", "5%"), "regression": ("40,000", "2%"), "segmentation": ("300 scenes", "10%")}[
-        data.task
-    ]:
+    facts = {
+        "multiclass": ("1,797", "5%"),
+        "multilabel": ("1,500", "10%"),
+        "regression": ("40,000", "2%"),
+        "segmentation": ("300 scenes", "10%"),
+    }
+    for fact in facts[data.task]:
         assert fact in data.story
 
 

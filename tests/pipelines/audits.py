@@ -21,7 +21,7 @@ from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import Version
 from pipelines.audit import Audited, run_audit, run_stage
 from pipelines.config import AuditConfig, parse_config
-from pipelines.plan import Resources
+from pipelines.plan import Resources, make_plan
 from pipelines.regions import Listener, Progress
 from tests.stores import Place
 from tests.strategies import multiclass_data, segmentation_data
@@ -116,7 +116,7 @@ class Audit:
     def run(
         self, listener: Listener = lambda progress: None, *, fresh: bool = False, call: Callable[..., Any] = run_stage
     ) -> Audited:
-        return run_audit(self.config, self.client, RESOURCES, listener, fresh=fresh, call=call)
+        return run_audit(make_plan(self.config, RESOURCES), self.client, listener, fresh=fresh, call=call)
 
     @property
     def location(self) -> Location:

@@ -13,8 +13,11 @@ import pytest
 
 from labelqa_dask.core.errors import InvalidInput, RunConflict
 from labelqa_dask.storage.record import latest
-from pipelines.regions import MOST_PROBLEMS
+from pipelines.bad_data import MOST_REASONS, MOST_REGIONS
 from tests.pipelines.audits import Audit, Data, on_disk, store_again
+
+GROUP_ENDS = [0, 7, 14, 21, 28, 35, 40, 41, 48, 55, 62, 69, 76, 83, 90, 91, 98, 105, 112, 119, 126, 133, 137, 138]
+"""Where the row groups of the files end."""
 
 
 def spoil(data: Data, index: Any, value: float) -> None:
@@ -29,7 +32,7 @@ def problems_of(audit: Audit) -> list[str]:
     assert set(audit.published()) <= {path for path in audit.published() if path.startswith("scores")}
     headline, *listed = str(caught.value).rstrip(".").split("\n  ")
     number = int(headline.split(" ", 1)[0])
-    assert number == len(listed) or len(listed) == MOST_PROBLEMS
+    assert number == len(listed) or len(listed) == MOST_REGIONS
     assert "Nothing was published" in headline
     return listed
 
@@ -78,10 +81,15 @@ def test_many_regions_with_bad_data_are_not_all_listed(of_numbers: Audit) -> Non
     audit = of_numbers.changed(output={"region_rows": 1}, params={"adjust_pred_probs": False})
     with pytest.raises(InvalidInput) as caught:
         audit.run()
-    headline, *listed = str(caught.value).split("\n  ")
-    assert len(listed) == MOST_PROBLEMS
+    headline, *listed = str(caught.value).split("\n  region ")
+    assert len(listed) == MOST_REGIONS
     assert "(and perhaps more: the run stopped looking)" in headline
-    assert len(str(caught.value)) < 200 * MOST_PROBLEMS
+    for region in listed:
+        reasons = [reason.partition(":")[0] for reason in region.partition(": ")[2].split("\n    ")]
+        first = int(reasons[0].split(" ")[2].rstrip(","))
+        rows = range(first, min(first + MOST_REASONS, *(end for end in GROUP_ENDS if end > first), len(audit.data)))
+        assert reasons == [f"pred_probs, example {row}, class 0" for row in rows]
+    assert len(str(caught.value)) < 200 * MOST_REGIONS * MOST_REASONS
 
 
 @on_disk

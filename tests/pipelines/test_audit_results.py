@@ -298,5 +298,5 @@ def test_stages_come_in_order_and_each_once(of_numbers: Audit) -> None:
         return function(*args)
 
     of_numbers.run(call=call)
-    assert names == ["plan", "estimate", "score", "select", "publish"]
+    assert names == ["open", "estimate", "score", "select", "publish"]
     assert latest(of_numbers.location) is not None

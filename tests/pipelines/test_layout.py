@@ -67,7 +67,7 @@ def plan_parquet(folder: str, groups: tuple[int, ...], label_groups: tuple[int, 
 
 def jobs_of(plan: Plan) -> list[RegionJob]:
     version = Version(plan.sources["labels"].location / "out", "v000001")  # type: ignore[attr-defined]
-    return [make_job(plan, version, "digest", region) for region in plan.layout.regions]
+    return [make_job(plan, version, "digest", "digest", region) for region in plan.layout.regions]
 
 
 def check_regions(plan: Plan) -> None:

@@ -284,6 +284,45 @@ def test_scores_per_pixel_are_refused_for_parquet(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("inside", "out"),
+    [
+        ("data/*.parquet", "data/a.parquet"),
+        ("data", "data/audit"),
+        ("data", "data"),
+        ("data/0.parquet", "data/0.parquet/audit"),
+        ("data/part*", "data/part-audit"),
+    ],
+)
+def test_an_output_inside_an_input_is_refused(place: Place, inside: str, out: str) -> None:
+    config = parquet_config(place.url(inside), place.url(out), storage=place.settings)
+    with pytest.raises(InvalidConfig, match=rf"{re.escape(str(place(out)))}: lies inside the input labels"):
+        make_plan(config, PLENTY)
+
+
+def test_an_output_inside_an_array_is_refused(place: Place) -> None:
+    config = zarr_config(place("data.zarr"), place.url("data.zarr/pred_probs/out"), storage=place.settings)
+    with pytest.raises(InvalidConfig, match="lies inside the input pred_probs"):
+        make_plan(config, PLENTY)
+
+
+def test_an_output_beside_the_files_of_a_pattern_is_welcome(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write_table(tmp_path / "data" / "0.parquet")
+    config = parquet_config(f"{tmp_path}/data/*.parquet", f"{tmp_path}/data/audit")
+    assert make_plan(config, PLENTY).layout.sizes["example"] == 25
+
+
+@pytest.mark.parametrize("below", ["", "/audit", "/audits/today"])
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    write_table(tmp_path / "0.parquet")
+    with pytest.raises(
+        InvalidConfig, match=r"file: is a file, but the output is a folder\. Choose another output\.uri"
+    ):
+        make_plan(parquet_config(f"{tmp_path}/0.parquet", f"{tmp_path}/file{below}"), PLENTY)
+
+
 @pytest.mark.parametrize("missing", ["labels", "pred_probs"])
 def test_a_missing_array_is_named(place: Place, missing: str) -> None:
     data = place("data.zarr")

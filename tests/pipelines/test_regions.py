@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import pytest
 from distributed import Client, LocalCluster
 
 from labelqa_dask.core.errors import InvalidInput, RunFailed, StorageError
-from labelqa_dask.storage.record import Version
+from labelqa_dask.storage.record import BadRegion, Version
 from labelqa_dask.storage.sources import ParquetSource
+from pipelines.bad_data import MOST_REGIONS, BadRegions
 from pipelines.config import parse_config
 from pipelines.plan import Plan, Resources, make_plan
-from pipelines.regions import Meter, Problem, Progress, in_flight, make_job
+from pipelines.regions import Meter, Outcome, Progress, make_job, regions_in_flight
 from tests.pipelines.audits import wait_until
 
 
@@ -46,13 +48,13 @@ def version_of(plan: Plan) -> Version:
 
 def test_a_job_is_small_to_send_however_many_regions_there_are(plan: Plan) -> None:
     assert len(plan.layout.regions) == 900
-    job = make_job(plan, version_of(plan), "digest", plan.layout.regions[700])
+    job = make_job(plan, version_of(plan), "digest", "digest", plan.layout.regions[700])
     assert len(pickle.dumps(job)) < 6000
     assert len(pickle.dumps(job)) < len(pickle.dumps(plan)) / 20
 
 
 def test_a_job_reads_its_rows_and_no_others(plan: Plan) -> None:
-    job = make_job(plan, version_of(plan), "digest", plan.layout.regions[301])
+    job = make_job(plan, version_of(plan), "digest", "digest", plan.layout.regions[301])
     (block,) = job.blocks()
     assert block.origin["example"] == job.region.start == 602
     assert len(block["labels"]) == len(block["pred_probs"]) == 2
@@ -63,7 +65,7 @@ def test_a_job_reads_its_rows_and_no_others(plan: Plan) -> None:
 
 def test_missing_statistics_are_an_error_and_not_left_out(plan: Plan) -> None:
     adjusted = make_plan(plan.config.model_copy(update={"params": {"adjust_pred_probs": True}}), plan.resources)
-    job = make_job(adjusted, version_of(plan), "digest", plan.layout.regions[0])
+    job = make_job(adjusted, version_of(plan), "digest", "digest", plan.layout.regions[0])
     assert job.statistics(passes=0) == {}
     with pytest.raises(RunFailed, match=r"the statistics of the pass 'confident_thresholds' cannot be read"):
         job.statistics()
@@ -72,34 +74,50 @@ def test_missing_statistics_are_an_error_and_not_left_out(plan: Plan) -> None:
 # -- many at a time
 
 
-def test_every_item_comes_back_once_with_its_result(client: Client, plan: Plan) -> None:
-    found = list(in_flight(client, lambda i: i * i, iter(range(50)), plan))
+@pytest.fixture
+def bad(plan: Plan) -> BadRegions:
+    return BadRegions(plan, version_of(plan), "digest")
+
+
+def outcome(i: int, *bad: int) -> Outcome:
+    """What work on an item comes to: its square, or for some items a bad region."""
+    if i in bad:
+        return Outcome(None, (BadRegion(f"{i:05d}", i, i + 1, "digest", (f"bad {i}", f"worse {i}")),))
+    return Outcome(i * i)
+
+
+def test_every_item_comes_back_once_with_its_result(client: Client, plan: Plan, bad: BadRegions) -> None:
+    found = list(regions_in_flight(client, outcome, iter(range(50)), plan, bad))
     assert sorted(found) == [(i, i * i) for i in range(50)]
 
 
-def test_no_items_are_no_work(client: Client, plan: Plan) -> None:
-    assert list(in_flight(client, lambda i: i, [], plan)) == []
+def test_no_items_are_no_work(client: Client, plan: Plan, bad: BadRegions) -> None:
+    assert list(regions_in_flight(client, outcome, [], plan, bad)) == []
 
 
-def test_problems_do_not_stop_the_others_and_are_listed_in_order(client: Client, plan: Plan) -> None:
-    def work(i: int) -> Any:
-        return Problem(f"{i:05d}", f"bad {i}") if i in (31, 4) else i
-
+def test_bad_regions_do_not_stop_the_others_and_are_listed_in_order(
+    client: Client, plan: Plan, bad: BadRegions
+) -> None:
+    done: list[int] = []
     with pytest.raises(InvalidInput) as caught:
-        list(in_flight(client, work, range(40), plan))
-    assert "2 regions hold data that cannot be scored. Nothing was published" in str(caught.value)
-    assert "\n  region 00004: bad 4\n  region 00031: bad 31" in str(caught.value)
+        done.extend(i for i, _ in regions_in_flight(client, lambda i: outcome(i, 31, 4), range(40), plan, bad))
+    assert str(caught.value) == (
+        "2 regions hold data that cannot be scored. Nothing was published. Set on_error: quarantine to publish the "
+        "rest, or mend the input, then run again with --fresh."
+        "\n  region 00004: bad 4\n    worse 4\n  region 00031: bad 31\n    worse 31."
+    )
+    assert len(BadRegions(plan, version_of(plan), "digest")) == 0, "another session looks for them anew"
 
 
-def test_the_others_are_yielded_before_problems_are_raised(client: Client, plan: Plan) -> None:
-    work = in_flight(client, lambda i: Problem("00007", "bad") if i == 7 else i, range(30), plan)
-    found = {next(work)[0] for _ in range(29)}
-    assert found == set(range(30)) - {7}
+def test_the_others_are_yielded_before_bad_regions_are_refused(client: Client, plan: Plan, bad: BadRegions) -> None:
+    work = regions_in_flight(client, lambda i: outcome(i, 7), range(30), plan, bad)
+    found = {next(work)[0] for _ in range(30)}
+    assert found == set(range(30))
     with pytest.raises(InvalidInput, match="1 region holds data"):
         next(work)
 
 
-def test_nothing_is_begun_after_ten_problems(client: Client, plan: Plan) -> None:
+def test_nothing_is_begun_after_enough_bad_regions(client: Client, plan: Plan, bad: BadRegions) -> None:
     begun: list[int] = []
 
     def items() -> Any:
@@ -107,16 +125,27 @@ def test_nothing_is_begun_after_ten_problems(client: Client, plan: Plan) -> None
             begun.append(i)
             yield i
 
-    with pytest.raises(InvalidInput, match="and perhaps more"):
-        list(in_flight(client, lambda i: Problem(f"{i:05d}", "bad"), items(), plan))
-    assert len(begun) < 25
+    with pytest.raises(InvalidInput, match="and perhaps more") as caught:
+        list(regions_in_flight(client, lambda i: outcome(i, i), items(), plan, bad))
+    assert len(begun) < MOST_REGIONS + 15
+    assert str(caught.value).count("\n  region ") == MOST_REGIONS
 
 
-def test_other_errors_stop_at_once_and_are_raised_as_they_are(client: Client, plan: Plan) -> None:
-    def work(i: int) -> int:
+def test_the_run_goes_on_without_bad_regions_where_they_are_quarantined(client: Client, plan: Plan) -> None:
+    plan = replace(plan, config=plan.config.model_copy(update={"on_error": "quarantine"}))
+    bad = BadRegions(plan, version_of(plan), "digest")
+    many = range(0, 100, 2)
+    found = list(regions_in_flight(client, lambda i: outcome(i, *many), range(100), plan, bad))
+    assert sorted(i for i, _ in found) == list(range(100))
+    assert [region.start for region in bad] == list(many)
+    assert BadRegions(plan, version_of(plan), "digest").basis == bad.basis != "digest", "another session knows them"
+
+
+def test_other_errors_stop_at_once_and_are_raised_as_they_are(client: Client, plan: Plan, bad: BadRegions) -> None:
+    def work(i: int) -> Outcome:
         if i == 3:
             raise StorageError("is full", "s3://bucket/x", "Make room.")
-        return i
+        return Outcome(i)
 
     begun: list[int] = []
 
@@ -126,36 +155,36 @@ def test_other_errors_stop_at_once_and_are_raised_as_they_are(client: Client, pl
             yield i
 
     with pytest.raises(StorageError) as caught:
-        list(in_flight(client, work, items(), plan))
+        list(regions_in_flight(client, work, items(), plan, bad))
     assert str(caught.value) == "s3://bucket/x: is full. Make room."
     assert len(begun) < 60
     wait_until(lambda: not client.futures)
 
 
-def test_what_fails_once_is_tried_again(client: Client, plan: Plan, tmp_path: Path) -> None:
-    def work(i: int) -> int:
+def test_what_fails_once_is_tried_again(client: Client, plan: Plan, bad: BadRegions, tmp_path: Path) -> None:
+    def work(i: int) -> Outcome:
         try:
             (tmp_path / str(i)).touch(exist_ok=False)
         except FileExistsError:
-            return i
+            return Outcome(i)
         raise StorageError("was busy", "s3://bucket/x")
 
-    assert sorted(item for item, _ in in_flight(client, work, range(10), plan)) == list(range(10))
+    assert sorted(item for item, _ in regions_in_flight(client, work, range(10), plan, bad)) == list(range(10))
 
 
 @pytest.mark.slow
-def test_work_that_kills_its_workers_is_told_as_what_it_probably_is(plan: Plan) -> None:
-    def work(i: int) -> int:
+def test_work_that_kills_its_workers_is_told_as_what_it_probably_is(plan: Plan, bad: BadRegions) -> None:
+    def work(i: int) -> Outcome:
         if i == 3:
             os._exit(1)
-        return i
+        return Outcome(i)
 
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster, set_as_default=False) as client,
         pytest.raises(RunFailed) as caught,
     ):
-        list(in_flight(client, work, range(5), plan))
+        list(regions_in_flight(client, work, range(5), plan, bad))
     assert "workers died again and again on one piece of work" in str(caught.value)
     assert "They probably ran out of memory: the plan was 36" in str(caught.value)
 

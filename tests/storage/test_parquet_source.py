@@ -402,7 +402,7 @@ def test_a_damaged_page_is_named(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "a.parquet").read_bytes())
     content[4:2000] = bytes(1996)
     (tmp_path / "a.parquet").write_bytes(content)
-    with pytest.raises(StorageError, match=r"a\.parquet: cannot be read as Parquet: ") as caught:
+    with pytest.raises(InvalidInput, match=r"a\.parquet: row group 0 \(rows 0 to 999\) cannot be decoded: ") as caught:
         values_in(Location.parse(tmp_path / "a.parquet"))
     assert "retried" not in str(caught.value)
 
@@ -413,3 +413,33 @@ def test_a_file_that_went_missing_is_named(place: Place) -> None:
     place("data").delete()
     with pytest.raises(StorageError, match=r"/data/a\.parquet: does not exist\."):
         read_all(source)
+
+
+# -- files that are damaged or replaced after the plan
+
+
+def test_a_file_that_was_replaced_since_the_plan_is_refused(place: Place) -> None:
+    folder = place("data")
+    store_table(folder, "a.parquet", {"x": [1, 2, 3]})
+    store_table(folder, "b.parquet", {"x": [4, 5, 6]})
+    planned = pickle.loads(pickle.dumps(open_files(folder, "x", stack=False)))
+    store_table(folder, "b.parquet", {"x": [4, 5, 7]})
+    assert planned.read((slice(0, 3),)).tolist() == [1, 2, 3]
+    with pytest.raises(StorageError, match=r"b\.parquet: was replaced while it was read\. Run again with --fresh"):
+        planned.read((slice(2, 4),))
+
+
+def test_a_row_group_that_cannot_be_decoded_is_named_with_its_rows(place: Place) -> None:
+    folder = place("data")
+    store_table(folder, "a.parquet", {"x": [1, 2, 3]})
+    pages = io.BytesIO()
+    pq.write_table(pa.table({"x": np.arange(100)}), pages, row_group_size=50, use_dictionary=False)
+    content = bytearray(pages.getvalue())
+    content[4:30] = b"\xff" * 26
+    folder.write("b.parquet", bytes(content))
+    source = open_files(folder, "x", stack=False)
+    assert source.read((slice(60, 70),)).tolist() == list(range(57, 67))
+    with pytest.raises(
+        InvalidInput, match=r"b\.parquet: row group 0 \(rows 3 to 52\) cannot be decoded: .* write it again"
+    ):
+        source.read((slice(0, 4),))

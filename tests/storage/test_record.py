@@ -19,8 +19,10 @@ from labelqa_dask.core.order import Histogram, KWorst
 from labelqa_dask.core.summary import Summary
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import (
+    BadRegion,
     Receipt,
     Version,
+    basis_of,
     check_same,
     latest,
     manifest_digest,
@@ -54,7 +56,8 @@ def summary_of(values: NDArray[np.float64], ids: NDArray[Any] | None = None, cla
 
 
 def receipt_of(summary: Summary, region: str = "00003") -> Receipt:
-    return Receipt(region, 30, 40, "digest of the manifest", "checksum of the content", summary)
+    rows, blocks = {"id": "digest", "image_scores": "another"}, {"pixel_scores": "a third"}
+    return Receipt(region, 30, 40, "digest of the manifest", True, (30, 37, 40), rows, blocks, summary)
 
 
 def assert_same(left: Any, right: Any) -> None:
@@ -138,16 +141,42 @@ def test_anything_else_is_no_receipt(content: bytes) -> None:
 
 def test_receipts_are_those_of_one_manifest_and_undamaged(place: Place) -> None:
     version = Version(place("out"), "v000001")
-    assert version.receipts("x") == {}
-    good = replace(receipt_of(summary_of(np.array([0.5])), "00001"), manifest="x")
+    assert list(version.receipts("x")) == []
+    good = replace(receipt_of(summary_of(np.array([0.5])), "00001"), basis="x")
     version.write_receipt(good)
-    version.write_receipt(replace(good, region="00002", manifest="y"))
+    version.write_receipt(replace(good, region="00002", basis="y"))
     version.write_receipt(replace(good, region="00003"))
     version.run.write("done/00003.json", good.to_json()[:-20])
     version.run.write("done/00004.json", b"")
-    found = version.receipts("x")
-    assert list(found) == ["00001"]
-    assert_same(found["00001"], good)
+    (found,) = version.receipts("x")
+    assert_same(found, good)
+
+
+def test_receipts_come_in_the_order_of_their_regions(place: Place) -> None:
+    version = Version(place("out"), "v000001")
+    good = receipt_of(summary_of(np.array([0.5])))
+    names = [f"{i:05d}" for i in np.random.default_rng(0).permutation(100)]
+    for name in names:
+        version.write_receipt(replace(good, region=name))
+    assert [receipt.region for receipt in version.receipts(good.basis)] == sorted(names)
+
+
+def test_bad_regions_are_those_of_one_manifest_and_undamaged(place: Place) -> None:
+    version = Version(place("out"), "v000001")
+    assert version.bad_regions("x") == {}
+    bad = BadRegion("00007", 70, 80, "x", ("labels, example 71: label 9 is outside 0..3.", "ids: row é is <b>"))
+    version.write_bad_region(bad)
+    version.write_bad_region(replace(bad, region="00002"))
+    version.write_bad_region(replace(bad, region="00003", manifest="y"))
+    version.run.write("bad/00004.json", bad.to_json()[:-9])
+    assert version.bad_regions("x") == {"00002": replace(bad, region="00002"), "00007": bad}
+
+
+def test_what_statistics_rest_on_tells_which_regions_they_leave_out() -> None:
+    assert basis_of("manifest", []) == "manifest"
+    others = [basis_of("manifest", ["1", "2"]), basis_of("manifest", ["1"]), basis_of("other", ["1"])]
+    assert len({*others, "manifest", "other"}) == 5
+    assert basis_of("manifest", ["2", "1"]) == others[0]
 
 
 # -- states of passes
@@ -218,7 +247,7 @@ def test_nothing_is_ever_unpickled(version: Version) -> None:
 
     buffer = io.BytesIO()
     trapped = np.array([Trap()], dtype=object)
-    np.savez(buffer, manifest=np.array("x"), total=trapped, count=np.zeros(3, int), allow_pickle=True)
+    np.savez(buffer, basis=np.array("x"), total=trapped, count=np.zeros(3, int), allow_pickle=True)
     version.run.write("stats/means.npz", buffer.getvalue())
     assert version.read_state("means", ClassMeans, "x") is None
     buffer = io.BytesIO()
@@ -293,7 +322,7 @@ def test_versions_are_numbered_and_the_newest_unpublished_one_is_unfinished(plac
     assert latest(out) is None
     assert unfinished(out) == first
     assert next_version(out).name == "v000002"
-    first.publish({"task": "multiclass"})
+    first.publish({}, [], {"task": "multiclass"})
     assert latest(out) == first
     assert unfinished(out) is None
     assert json.loads(out.read("latest.json")) == {"version": "v000001", "task": "multiclass"}
@@ -301,7 +330,7 @@ def test_versions_are_numbered_and_the_newest_unpublished_one_is_unfinished(plac
         Version(out, name).write_manifest(signed(MANIFEST))
     assert unfinished(out) == Version(out, "v000010")
     assert next_version(out).name == "v000011"
-    Version(out, "v000010").publish({})
+    Version(out, "v000010").publish({}, [], {})
     assert unfinished(out) is None
     assert latest(out) == Version(out, "v000010")
 
@@ -316,7 +345,7 @@ def test_only_versions_count_as_versions(place: Place) -> None:
 def test_a_publication_replaces_the_one_before(place: Place) -> None:
     out = place("out")
     for name in ["v000001", "v000002"]:
-        Version(out, name).publish({"task": "x" * 100 if name == "v000001" else "y"})
+        Version(out, name).publish({}, [], {"task": "x" * 100 if name == "v000001" else "y"})
     assert json.loads(out.read("latest.json")) == {"version": "v000002", "task": "y"}
 
 

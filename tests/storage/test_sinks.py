@@ -195,31 +195,28 @@ X = np.array([1.0, 2.0])
 @pytest.mark.parametrize(
     "other",
     [
-        {"a": np.array([1.0, 2.5])},
-        {"a": np.array([2.0, 1.0])},
-        {"b": X},
-        {"a": X.astype(np.float32)},
-        {"a": X.view(np.int64)},
-        {"a": X[:, None]},
-        {"a": X[:1]},
-        {"a": np.array(["1.0", "2.0"], object)},
-        {"a": X, "b": X},
-        {},
+        np.array([1.0, 2.5]),
+        np.array([2.0, 1.0]),
+        X.astype(np.float32),
+        X.view(np.int64),
+        X[:, None],
+        X[:1],
+        np.array(["1.0", "2.0"], object),
+        X[:0],
     ],
-    ids=["value", "order", "name", "precision", "type", "shape", "length", "strings", "more", "nothing"],
+    ids=["value", "order", "precision", "type", "shape", "length", "strings", "nothing"],
 )
-def test_a_checksum_tells_contents_apart(other: dict[str, NDArray[Any]]) -> None:
-    assert checksum(other) != checksum({"a": X})
+def test_a_checksum_tells_contents_apart(other: NDArray[Any]) -> None:
+    assert checksum(other) != checksum(X)
 
 
 @pytest.mark.parametrize(
     ("left", "right"), [(["ab", "c"], ["a", "bc"]), (["1:a"], ["1", "a"]), ([], [""]), (["é"], ["e"])]
 )
 def test_a_checksum_tells_where_strings_end(left: Sequence[str], right: Sequence[str]) -> None:
-    assert checksum({"id": np.array(left, object)}) != checksum({"id": np.array(right, object)})
+    assert checksum(np.array(left, object)) != checksum(np.array(right, object))
 
 
 def test_a_checksum_depends_on_the_content_alone() -> None:
-    assert checksum({"a": X, "b": X + 1}) == checksum({"b": X + 1, "a": X.copy()})
-    assert checksum({"a": np.array([1.0, 9.0, 2.0, 9.0])[::2]}) == checksum({"a": X})
-    assert checksum({"a": np.array(["x"], object)}) == checksum({"a": np.array(["x"], object)})
+    assert checksum(np.array([1.0, 9.0, 2.0, 9.0])[::2]) == checksum(X.copy()) == checksum(X)
+    assert checksum(np.array(["x"], object)) == checksum(np.array(["x"], object))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 import tracemalloc
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import ObjectStore as ZarrObjectStore
 
-from labelqa_dask.core.errors import InvalidConfig, StorageError
+from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.sources import Fingerprint, ZarrSource, as_ids
 from tests.stores import Place
@@ -49,8 +50,8 @@ def store_by_xarray(path: Path, values: NDArray[Any], zarr_format: int, encoding
     return Location.parse(path)
 
 
-def open_array(location: Location, name: str | None = "pred_probs", *, decode: bool = True) -> ZarrSource:
-    return ZarrSource.open(location, name, decode=decode)
+def open_array(location: Location, name: str | None = "pred_probs", *, predictions: bool = True) -> ZarrSource:
+    return ZarrSource.open(location, name, predictions=predictions)
 
 
 # -- layouts
@@ -133,11 +134,12 @@ def test_a_zarr_fill_value_of_zero_marks_nothing(tmp_path: Path, zarr_format: in
     np.testing.assert_array_equal(open_array(location).read(ALL), pred_probs())
 
 
-def test_chunks_that_were_never_written_hold_the_fill_value(tmp_path: Path) -> None:
+def test_chunks_of_labels_that_were_never_written_hold_the_fill_value(tmp_path: Path) -> None:
     location = Location.parse(tmp_path)
-    store_array(location, "pred_probs", np.zeros((10, 4)), fill_value=0)
-    assert open_array(location).fingerprint().objects == 1
-    np.testing.assert_array_equal(open_array(location).read(ALL), np.zeros((10, 4)))
+    store_array(location, "labels", np.zeros((10, 4)), fill_value=0)
+    source = open_array(location, "labels", predictions=False)
+    assert source.fingerprint().objects == 1
+    np.testing.assert_array_equal(source.read(ALL), np.zeros((10, 4)))
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
@@ -176,7 +178,7 @@ def test_labels_are_never_decoded(tmp_path: Path) -> None:
         np.arange(10, dtype=np.uint8),
         attributes={"_FillValue": 3, "scale_factor": 2.0},
     )
-    source = open_array(Location.parse(tmp_path), "labels", decode=False)
+    source = open_array(Location.parse(tmp_path), "labels", predictions=False)
     assert source.resolution == 0
     np.testing.assert_array_equal(source.read(ALL), np.arange(10, dtype=np.uint8), strict=True)
 
@@ -248,6 +250,60 @@ def test_an_array_that_was_replaced_since_the_plan_is_refused_in_another_process
     store_array(location, "pred_probs", pred_probs(), chunks=(5, 2), overwrite=True)
     with pytest.raises(StorageError, match=r"pred_probs: was replaced while it was read\. Run again with --fresh"):
         client.submit(lambda source: source.read(ALL), planned, pure=False).result()
+
+
+# -- what was never written, or is damaged
+
+
+@pytest.mark.parametrize("fill", [0.0, float("nan"), 0.5])
+@pytest.mark.parametrize("layout", [{}, {"zarr_format": 2}, {"chunks": (3, 2)}, {"chunks": (1, 1), "shards": (3, 3)}])
+def test_predictions_that_were_never_written_are_named(place: Place, layout: dict[str, Any], fill: float) -> None:
+    location = place("data.zarr")
+    store_array(location, "pred_probs", pred_probs(), fill_value=fill, **layout)
+    array = location / "pred_probs"
+    keys = [entry.path for entry in array.entries() if re.match(r"(c/)?1[./]", entry.path)]
+    assert keys
+    for key in keys:
+        array.delete_object(key)
+    source = open_array(location)
+    np.testing.assert_array_equal(source.read((slice(0, 3), slice(None))), pred_probs()[:3])
+    for rows in (slice(0, 10), slice(4, 5), slice(5, None)):
+        with pytest.raises(InvalidInput, match=rf"pred_probs: chunk .*1.* was never written\. It reads as .* {fill}"):
+            source.read((rows, slice(None)))
+
+
+def test_a_chunk_of_zeros_is_taken_as_it_is_where_it_was_written_or_another_class_was(place: Place) -> None:
+    values = pred_probs()
+    values[3:6] = 0
+    location = place("data.zarr")
+    store_array(location, "pred_probs", values, config={"write_empty_chunks": True})
+    np.testing.assert_array_equal(open_array(location).read(ALL), values)
+    values[3:6] = [0, 1, 0, 0]
+    store_array(location, "by_class", values, chunks=(3, 1))
+    assert not (location / "by_class").holds("c/1/0"), "a class that is never predicted is not written"
+    np.testing.assert_array_equal(open_array(location, "by_class").read(ALL), values)
+
+
+def test_quantised_predictions_that_were_never_written_are_named(place: Place) -> None:
+    location = place("data.zarr")
+    store_array(location, "pred_probs", np.full((10, 4), 64, np.uint8), attributes={"scale_factor": 1 / 256})
+    (location / "pred_probs").delete_object("c/3/0")
+    source = open_array(location)
+    np.testing.assert_array_equal(source.read((slice(0, 9), slice(None))), 0.25)
+    with pytest.raises(InvalidInput, match=r"chunk c/3/0 \(examples 9 to 9\) was never written"):
+        source.read(ALL)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-7], lambda content: b"", lambda content: b"x" * 40])
+def test_a_chunk_that_cannot_be_decoded_is_named(place: Place, damage: Callable[[bytes], bytes]) -> None:
+    location = place("data.zarr")
+    store_array(location, "pred_probs", pred_probs())
+    array = location / "pred_probs"
+    array.write("c/2/0", damage(array.read("c/2/0")))
+    source = open_array(location)
+    np.testing.assert_array_equal(source.read((slice(0, 6), slice(None))), pred_probs()[:6])
+    with pytest.raises(InvalidInput, match=r"pred_probs: chunk c/2/0 cannot be decoded .* It is damaged: write it"):
+        source.read(ALL)
 
 
 def test_a_source_is_small_to_send(tmp_path: Path) -> None:
@@ -335,7 +391,7 @@ def test_identifiers_are_exact_integers_or_strings(
     location = Location.parse(tmp_path)
     dtype = "str" if stored.dtype == object else stored.dtype
     store_array(location, "ids", stored, dtype=dtype, zarr_format=zarr_format)
-    source = open_array(location, "ids", decode=False)
+    source = open_array(location, "ids", predictions=False)
     ids = as_ids(source.read(ALL))
     assert ids.tolist() == expected
     assert ids.dtype == as_ids(np.empty(0, source.dtype)).dtype

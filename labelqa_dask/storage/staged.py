@@ -1,0 +1,84 @@
+"""A Zarr group whose chunks are written first and whose metadata last: until then, no reader finds any of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import zarr
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore, StorePath
+from zarr.storage import ObjectStore as ZarrObjectStore
+
+from labelqa_dask.core.kernels import Array
+from labelqa_dask.storage.location import Location
+from labelqa_dask.storage.record import Json
+from labelqa_dask.storage.sinks import OutputArray, create_group
+
+_ROOT = "zarr.json"
+
+
+@dataclass(frozen=True)
+class StagedZarr:
+    """A Zarr group (format 3) in the making; small, and usable in every process it is sent to."""
+
+    location: Location
+    arrays: tuple[OutputArray, ...]
+
+    def __getstate__(self) -> tuple[Location, tuple[OutputArray, ...]]:
+        return self.location, self.arrays
+
+    def __setstate__(self, state: tuple[Location, tuple[OutputArray, ...]]) -> None:
+        for name, value in zip(("location", "arrays"), state, strict=True):
+            object.__setattr__(self, name, value)
+
+    def write(self, name: str, index: tuple[slice, ...], values: Array) -> None:
+        """Write whole chunks of an array."""
+        with self.location.errors_of(name):
+            self._nodes[name][index] = values
+
+    def publish(self, attributes: Mapping[str, Any]) -> None:
+        """Write the metadata of the arrays, and last those of the group, which hold them all."""
+        documents = self._documents(attributes)
+        root = documents.pop(_ROOT)
+        for path, content in documents.items():
+            self.location.write(path, content)
+        self.location.write(_ROOT, root)
+
+    @cached_property
+    def _nodes(self) -> dict[str, Any]:
+        self.location.create()
+        store = ZarrObjectStore(self.location.store)
+        documents = self._documents({})
+        return {
+            array.name: zarr.Array(
+                zarr.AsyncArray(json.loads(documents[f"{array.name}/{_ROOT}"]), StorePath(store, array.name))
+            )
+            for array in self.arrays
+        }
+
+    def _documents(self, attributes: Mapping[str, Any]) -> dict[str, bytes]:
+        """The metadata of the group and its arrays as the objects they are stored in, by path."""
+        objects: dict[str, Buffer] = {}
+        create_group(MemoryStore(objects), self.arrays, attributes)
+        return {path: content.to_bytes() for path, content in objects.items() if path.endswith(_ROOT)}
+
+
+def published_attributes(location: Location) -> Json | None:
+    """Attributes of a published group; None where there is none."""
+    content = location.read_if_exists(_ROOT)
+    try:
+        attributes: Json | None = json.loads(content)["attributes"] if content else None
+    except (ValueError, KeyError, TypeError):
+        return None
+    return attributes
+
+
+def withdraw(location: Location) -> None:
+    """Delete a group, its metadata first, so that no reader finds a part of it."""
+    for path in [_ROOT, *(f"{name}/{_ROOT}" for name in location.children())]:
+        location.delete_object(path)
+    location.delete()

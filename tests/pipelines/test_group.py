@@ -1,0 +1,279 @@
+"""Audits of annotations in any order: grouping, its receipts, what is refused and what is left out."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from distributed import Client
+from zarr.storage import ObjectStore as ZarrObjectStore
+
+from labelqa_dask import open_run
+from labelqa_dask.core.errors import InvalidConfig, InvalidInput
+from labelqa_dask.multiannotator import get_label_quality_multiannotator
+from labelqa_dask.storage import annotations as stored
+from labelqa_dask.storage.annotations import AnnotationFiles
+from labelqa_dask.storage.location import Location
+from labelqa_dask.storage.run import Run
+from tests.pipelines.audits import Audit, Data, Interrupted, interrupt, on_disk
+from tests.stores import Place
+from tests.strategies import crowd_data, long_form
+
+N, M, K = 90, 9, 4
+LABELS, PROBS = crowd_data(N, M, K, seed=20)
+LONG = long_form(LABELS)
+IDS = np.array([f"x{(7 * i) % N:03d}" for i in range(N)], object)
+COLUMNS = ("task", "annotator", "label")
+
+
+def store_rows(location: Location, rows: pd.DataFrame, form: str, files: int = 3) -> dict[str, Any]:
+    for number, part in enumerate(np.array_split(np.arange(len(rows)), files)):
+        frame = rows.iloc[part]
+        if form == "csv":
+            shuffled = frame.assign(note="a,b")[["label", "note", "task", "annotator"]]
+            location.write(f"rows-{number}.csv", shuffled.to_csv(index=False).encode())
+        else:
+            buffer = io.BytesIO()
+            pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), buffer, row_group_size=20)
+            location.write(f"rows-{number}.parquet", buffer.getvalue())
+    return {"uri": f"{location.url}/rows-*.{form}", "columns": [*COLUMNS]}
+
+
+def store_probs(location: Location, form: str) -> dict[str, Any]:
+    if form == "zarr":
+        location.create()
+        group = zarr.open_group(ZarrObjectStore(location.store), mode="a")
+        array = group.create_array("pred_probs", shape=PROBS.shape, dtype=PROBS.dtype, chunks=(10, K))
+        array[...] = PROBS
+        ids = group.create_array("ids", shape=(N,), dtype="str", chunks=(40,))  # type: ignore[arg-type]
+        ids[...] = IDS
+        return {name: {"uri": location.url, "array": name} for name in ("pred_probs", "ids")}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"p": list(PROBS), "key": pa.array(IDS)}), buffer, row_group_size=11)
+    location.write("probs.parquet", buffer.getvalue())
+    uri = f"{location.url}/probs.parquet"
+    return {"pred_probs": {"uri": uri, "column": "p"}, "ids": {"uri": uri, "column": "key"}}
+
+
+def audit_of(
+    place: Place, client: Client, rows: pd.DataFrame, form: str, of_probs: str, *, ids: bool, **settings: Any
+) -> Audit:
+    inputs = store_probs(place("probs.zarr" if of_probs == "zarr" else "probs"), of_probs)
+    inputs = inputs if ids else {"pred_probs": inputs["pred_probs"]}
+    annotations = store_rows(place("rows"), rows.assign(task=IDS[rows["task"]]) if ids else rows, form)
+    output = {"format": "zarr" if of_probs == "zarr" else "parquet", "region_rows": 20}
+    merged = {
+        "input": {**inputs, "annotations": {**annotations, **settings.pop("annotations", {})}},
+        "output": output,
+        "select": {"worst": 15},
+        **settings,
+    }
+    return Audit(place, Data("multiannotator", LABELS, PROBS, IDS), client, merged)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that there are several: planning happens in this process."""
+    monkeypatch.setattr(stored, "PIECE_ROWS", 40)
+    monkeypatch.setattr(stored, "PIECE_BYTES", 500)
+
+
+def check(run: Run, params: dict[str, Any], *, ids: bool) -> None:
+    """What is published is what the library makes of the same rows."""
+    expected = get_label_quality_multiannotator(
+        LONG, PROBS, columns=COLUMNS, verbose=False, return_weights=True, **params
+    )
+    scores = run.scores.to_dataframe() if run.summary["output"]["format"] == "zarr" else run.scores.compute()
+    quality = expected["label_quality"]
+    for name in quality:
+        np.testing.assert_allclose(scores[name], quality[name], rtol=0, atol=1e-12)
+    if ids:
+        assert scores["id"].tolist() == IDS.tolist()
+    annotators = run.annotators.set_index("annotator")
+    stats = expected["annotator_stats"].loc[annotators.index]
+    for name in stats:
+        np.testing.assert_allclose(annotators[name], stats[name], rtol=0, atol=1e-12)
+    assert annotators["annotator_quality"].is_monotonic_increasing
+    np.testing.assert_allclose(annotators["weight"].sort_index(), expected["annotator_weight"], rtol=1e-12)
+    found = run.annotations.compute().sort_values(["row", "annotator"])
+    given = expected["detailed_label_quality"].sort_values(["task", "annotator"])
+    assert found["row"].tolist() == given["task"].tolist()
+    assert found["annotator"].tolist() == given["annotator"].tolist()
+    assert found["label"].tolist() == given["label"].tolist()
+    np.testing.assert_allclose(found["quality"], given["quality"], rtol=0, atol=1e-12)
+    if ids:
+        assert found["id"].tolist() == IDS[found["row"]].tolist()
+    order = np.argsort(quality["consensus_quality_score"].to_numpy(), kind="stable")[:15]
+    assert run.worst["row"].tolist() == order.tolist()
+    assert run.worst["consensus_label"].tolist() == quality["consensus_label"].iloc[order].tolist()
+    crowd = run.summary["crowd"]
+    assert (crowd["annotators"], crowd["annotations"], crowd["bad"]) == (M, len(LONG), {})
+    assert sum(crowd["confusion"]["count"]) == len(LONG)
+    assert sum(crowd["agreement"]) == N
+
+
+EVERYTHING = {
+    "consensus_method": ["best_quality", "majority_vote"],
+    "calibrate_probs": True,
+    "label_quality_score_kwargs": {"adjust_pred_probs": True},
+}
+FORMS = [
+    ("parquet", "zarr", False, {}),
+    ("parquet", "parquet", True, {}),
+    ("csv", "zarr", True, EVERYTHING),
+    ("csv", "parquet", False, {}),
+]
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize(("form", "of_probs", "ids", "params"), FORMS)
+def test_audits_publish_what_the_library_makes(
+    place: Place, client: Client, form: str, of_probs: str, ids: bool, params: dict[str, Any]
+) -> None:
+    audit = audit_of(place, client, LONG, form, of_probs, ids=ids, params=params)
+    run = audit.run().run
+    check(open_run(place.url("out"), audit.config.storage), params, ids=ids)
+    left = [entry.path for entry in run.version.run.entries()]
+    assert not [path for path in left if path.startswith(("annotations/", "scattered/"))]
+
+
+@on_disk
+@pytest.mark.usefixtures("small_pieces")
+def test_neither_the_order_of_rows_nor_the_cut_changes_what_is_published(place: Place, client: Client) -> None:
+    first = audit_of(place, client, LONG, "parquet", "parquet", ids=True)
+    first.run()
+    again = audit_of(place, client, LONG.sample(frac=1, random_state=3), "parquet", "parquet", ids=True)
+    again.changed("again").run()
+    ours, theirs = first.published(), again.changed("again").published()
+    data = [path for path in ours if path.endswith(".parquet")]
+    assert len(data) > 10
+    assert all(ours[path] == theirs[path] for path in data)
+    other = again.changed("other", output={"region_rows": 35}).run().run
+    np.testing.assert_array_equal(
+        other.scores.compute()["consensus_label"], first.changed("out").run().run.scores.compute()["consensus_label"]
+    )
+
+
+@on_disk
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize(("stage", "done"), [("scatter", 2), ("gather", 2), ("estimate votes", 1), ("score", 2)])
+def test_an_interrupted_audit_goes_on_where_it_stopped(place: Place, client: Client, stage: str, done: int) -> None:
+    audit = audit_of(place, client, LONG, "parquet", "parquet", ids=True)
+    undisturbed = audit.changed("undisturbed")
+    undisturbed.run()
+    with pytest.raises(Interrupted):
+        audit.run(interrupt(stage, done))
+    folder = {"scatter": "scattered", "gather": "gathered"}.get(stage)
+    before = place.writes(f"out/v000001/_run/{folder}") if folder else {}
+    receipts = {path: write for path, write in before.items() if path.endswith(".json")}
+    if folder:
+        assert len(receipts) >= done
+    assert audit.run().resumed
+    if folder == "gathered":
+        after = place.writes(f"out/v000001/_run/{folder}")
+        assert {path: after[path] for path in receipts} == receipts
+    assert audit.published() == undisturbed.published()
+
+
+def spoilt() -> pd.DataFrame:
+    """Rows after all others: an unknown example, an unknown class, a repeated and a contradicted label."""
+    first = LONG.iloc[0]
+    more = [
+        {"task": N + 5, "annotator": "a00", "label": 1},
+        {**first.to_dict(), "annotator": "a00", "label": K + 2},
+        first.to_dict(),
+        {**first.to_dict(), "label": (first["label"] + 1) % K},
+    ]
+    return pd.concat([LONG, pd.DataFrame(more)], ignore_index=True)
+
+
+@on_disk
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_rows_that_cannot_be_scored_are_refused_by_kind_and_place(place: Place, client: Client, form: str) -> None:
+    audit = audit_of(place, client, spoilt(), form, "zarr", ids=False)
+    with pytest.raises(InvalidInput, match="some annotations cannot be scored") as caught:
+        audit.run()
+    message = str(caught.value)
+    assert re.search(rf"1 annotations of examples that are not there, such as .*: {N + 5}, a00, 1", message)
+    assert re.search(rf"1 annotations of classes that are not there, such as .*, a00, {K + 2}", message)
+    row, annotator = LONG.iloc[0]["task"], LONG.iloc[0]["annotator"]
+    of_row = rf"an annotator's label of an example, such as row {row}: {annotator}"
+    assert re.search(f"1 annotations that repeat {of_row}", message)
+    assert re.search(f"1 annotations that contradict {of_row}", message)
+
+
+@on_disk
+@pytest.mark.usefixtures("small_pieces")
+def test_rows_that_cannot_be_scored_are_left_out_if_so_wanted(place: Place, client: Client) -> None:
+    audit = audit_of(place, client, spoilt(), "parquet", "zarr", ids=False, annotations={"bad_rows": "drop"})
+    run = audit.run().run
+    crowd = run.summary["crowd"]
+    assert list(crowd["bad"].values()) == [1, 1, 1, 1]
+    report = run.version.location.read("report.html").decode()
+    assert "What was left out" in report
+    expected = get_label_quality_multiannotator(LONG, PROBS, columns=COLUMNS, verbose=False)["label_quality"]
+    np.testing.assert_array_equal(run.scores["consensus_label"].values, expected["consensus_label"])
+
+
+@on_disk
+def test_examples_without_annotations_have_no_consensus(place: Place, client: Client) -> None:
+    rows = LONG[LONG["task"] % 10 != 3]
+    audit = audit_of(place, client, rows, "parquet", "parquet", ids=True)
+    with pytest.raises(InvalidInput, match="9 examples without annotations, such as row 3; row 13"):
+        audit.run()
+    audit = audit_of(place, client, rows, "parquet", "parquet", ids=True, annotations={"bad_rows": "drop"})
+    scores = audit.run(fresh=True).run.scores.compute()
+    unlabelled = np.arange(N) % 10 == 3
+    assert (scores["consensus_label"][unlabelled] == -1).all()
+    assert (scores["num_annotations"] == 0).tolist() == unlabelled.tolist()
+    assert scores["consensus_quality_score"].isna().tolist() == unlabelled.tolist()
+
+
+@on_disk
+def test_impossible_inputs_are_refused(place: Place, client: Client) -> None:
+    named = audit_of(place, client, LONG.assign(task=IDS[LONG["task"]]), "parquet", "parquet", ids=False)
+    with pytest.raises(InvalidInput, match="examples must be row numbers of pred_probs, got object"):
+        named.run()
+    inputs = named.settings["input"]
+    for columns, message in ((["task", "who", "label"], "has no column 'who'"), (["task"], "columns names 1, but")):
+        changed = {**inputs, "annotations": {**inputs["annotations"], "columns": columns}}
+        with pytest.raises(InvalidConfig, match=message):
+            replace(named, settings={**named.settings, "input": changed}).run()
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+def test_pieces_of_csv_files_hold_every_line_once(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, size: int, ending: str
+) -> None:
+    monkeypatch.setattr(stored, "PIECE_BYTES", size)
+    rows = [(i, f"näme {i % 3}", i % 2) for i in range(25)]
+    lines = ["task,annotator,label", *(f"{a},{b},{c}" for a, b, c in rows)]
+    (tmp_path / "a.csv").write_bytes(ending.join(lines).encode())  # no line end after the last
+    files = AnnotationFiles.open(Location.parse(str(tmp_path / "a.csv")), COLUMNS)
+    found = []
+    for piece in files.pieces:
+        found += list(zip(*(values.tolist() for values in files.part(piece).read(piece, names=False)), strict=True))
+    assert found == rows
+
+
+def test_the_annotators_table_can_be_sorted_without_a_script(place: Place, client: Client) -> None:
+    run = audit_of(place, client, LONG, "parquet", "parquet", ids=True).run().run
+    report = run.version.location.read("report.html").decode()
+    assert "<script" not in report
+    assert report.count('<input type="radio" name="order"') == len(run.annotators.columns)
+    tables = re.findall(r'<div class="order order-\d+">(.*?)</table>', report, re.S)
+    orders = [re.findall(r'<th scope="row"[^>]*>(a\d\d)</th>', table) for table in tables]
+    assert orders[0] == sorted(run.annotators["annotator"])
+    assert orders[1] == run.annotators["annotator"].tolist()
+    by_count = run.annotators.sort_values("num_examples_labeled", kind="stable")["annotator"].tolist()
+    assert orders[list(run.annotators.columns).index("num_examples_labeled")] == by_count
