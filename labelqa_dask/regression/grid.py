@@ -28,7 +28,7 @@ _STEPS = 1 << _STEP_BITS
 _COARSE_STEPS = 1 << _COARSE_BITS
 
 _OCTAVES = 60
-_BUCKETS_PER_OCTAVE = 64
+_BUCKETS_PER_OCTAVE = 256
 _BUCKETS = _OCTAVES * _BUCKETS_PER_OCTAVE
 
 
@@ -186,8 +186,8 @@ def _bucket(value: Any, centre: Any, inverse_width: Any) -> Any:
     """Number of the bucket that holds a value, from its bits: even on a scale near arcsinh."""
     away = (value - centre) * inverse_width
     bits = np.float64(1.0 + abs(away)).view(np.int64) - np.int64(0x3FF0000000000000)
-    # The upper 6 bits of the mantissa and the exponent.
-    bucket: Any = min(bits >> np.int64(46), _BUCKETS - 1)
+    # The exponent, and the upper 8 bits of the mantissa.
+    bucket: Any = min(bits >> np.int64(44), _BUCKETS - 1)
     return _BUCKETS + bucket if away >= 0 else _BUCKETS - 1 - bucket
 
 
@@ -202,6 +202,8 @@ def interval(value: Any, lines: Any, buckets: Any, centre: Any, inverse_width: A
     """Index of the interval that holds a value between the first and the last line."""
     b = _bucket(value, centre, inverse_width)
     low, high = buckets[b], buckets[b + 1]
+    if high - low <= 1:  # mostly; where the bucket has no line, the next one is above the value
+        return low - 1 + (lines[low] <= value)
     while low < high:
         middle = (low + high) >> 1
         if lines[middle] <= value:

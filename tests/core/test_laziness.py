@@ -13,8 +13,8 @@ import pytest
 import xarray as xr
 from dask.callbacks import Callback
 
-from labelqa_dask import multiclass, multilabel, segmentation
-from tests.strategies import multiclass_data, multilabel_data, segmentation_data
+from labelqa_dask import multiclass, multilabel, regression, segmentation
+from tests.strategies import multiclass_data, multilabel_data, regression_data, segmentation_data
 
 
 class Computed(Exception):
@@ -131,6 +131,18 @@ def test_multiclass_reads_each_chunk_once_per_pass(adjust: bool, passes: int) ->
     assert not pred_probs.reads
     scores.compute(scheduler="sync")
     for source in (labels, pred_probs):
+        assert len(source.reads) == 7
+        assert set(source.reads.values()) == {passes}
+
+
+@pytest.mark.parametrize(("neighbors", "passes"), [("exact", 2), ("field", 3)])
+def test_regression_reads_each_chunk_once_per_pass(neighbors: Any, passes: int) -> None:
+    labels, predictions = (CountedSource(values) for values in regression_data(20))
+    scores = regression.get_label_quality_scores(labels.lazily(3), predictions.lazily(3), neighbors=neighbors)
+    assert not labels.reads
+    assert not predictions.reads
+    scores.compute(scheduler="sync")
+    for source in (labels, predictions):
         assert len(source.reads) == 7
         assert set(source.reads.values()) == {passes}
 
