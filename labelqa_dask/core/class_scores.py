@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from labelqa_dask.core.kernels import Array, as_labels, as_predictions, kernel
 
-
 # Up to so many classes their pairs are counted in a square.
 _DENSE_CLASSES = 512
 
