@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from labelqa_dask.core.kernels import Array
+from labelqa_dask.core.kernels import Array, kernel
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,29 @@ class Histogram:
 
     @classmethod
     def of(cls, scores: NDArray[np.floating[Any]], bins: int) -> Self:
-        values = scores[~np.isnan(scores)]
-        inner_edges = (np.arange(1, bins) / bins).astype(values.dtype)
-        index = np.searchsorted(inner_edges, values, side="right")
-        return cls(np.bincount(index, minlength=bins).astype(np.int64))
+        edges = (np.arange(bins + 1) / bins).astype(scores.dtype)
+        counts = np.zeros(bins, np.int64)
+        _add_to_bins(np.ascontiguousarray(scores).ravel(), edges, counts)
+        return cls(counts)
 
     def merge(self, other: Self) -> Self:
         return type(self)(self.counts + other.counts)
 
     def result(self) -> NDArray[np.int64]:
         return self.counts
+
+
+@kernel
+def _add_to_bins(scores: Any, edges: Any, counts: Any) -> None:
+    """Floor: scores read once; a product, and two comparisons with the edges beside it, for each."""
+    bins = len(counts)
+    for i in range(len(scores)):
+        score = scores[i]
+        if score != score:
+            continue
+        j = min(max(int(score * bins), 0), bins - 1)
+        if j > 0 and score < edges[j]:
+            j -= 1
+        elif j < bins - 1 and score >= edges[j + 1]:
+            j += 1
+        counts[j] += 1
