@@ -282,7 +282,7 @@ def software_versions() -> dict[str, str]:
 def _lay_out(
     config: AuditConfig, task: Task[Any], params: Any, sources: Mapping[str, Source], sizes: Mapping[str, int]
 ) -> Layout:
-    predictions = sources[task.input("probabilities").name].dtype
+    predictions = sources[task.inputs[-1].name].dtype
     gathered = sum(
         spec.score_dtype(predictions).itemsize * sizes.get("class", 1)
         for spec in task.written(params)

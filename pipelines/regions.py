@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 from dask.utils import format_bytes
 from distributed import Client, Future, KilledWorker, as_completed
+from distributed.client import FutureCancelledError
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import NoValidWorkerError
 
 from labelqa_dask.core.errors import InvalidInput, RunFailed
@@ -221,6 +223,12 @@ def in_flight(
             "cluster",
             f"They probably ran out of memory: the plan was {format_bytes(worker_bytes)} per worker. "
             "Raise memory_limit, or lower threads_per_worker; finished regions are kept.",
+        ) from None
+    except (CommClosedError, FutureCancelledError) as error:
+        raise RunFailed(
+            f"the connection to the Dask scheduler was lost ({type(error).__name__})",
+            "cluster",
+            "Run the same command again; finished regions are kept.",
         ) from None
     finally:
         for future in begun:

@@ -110,6 +110,21 @@ def _multilabel() -> Example:
     )
 
 
+def _regression() -> Example:
+    rng = np.random.default_rng(6)
+    predictions = rng.normal(size=ROWS)
+    return Example(
+        "regression",
+        {"labels": predictions + rng.normal(size=ROWS) / 5, "predictions": predictions},
+        "predictions",
+        {
+            "label not a number": BadValue("labels", (), np.nan, "nan"),
+            "not a number": BadValue("predictions", (), np.nan, "nan"),
+            "infinite": BadValue("predictions", (), np.inf, "inf"),
+        },
+    )
+
+
 def _segmentation() -> Example:
     labels, pred_probs = segmentation_data(ROWS, CLASSES, 6, 8, seed=4)
     return Example(
@@ -130,9 +145,12 @@ def _segmentation() -> Example:
 TASKS = {
     "multiclass": _multiclass(),
     "multilabel": _multilabel(),
+    "regression": _regression(),
     "segmentation": _segmentation(),
     "num_pixel_issues": replace(_segmentation(), params={"method": "num_pixel_issues"}),
 }
+ONLY_IN_MEMORY = {"multiannotator"}
+"""Tasks that do not audit stored data yet."""
 FORMATS = [(name, kind) for name, example in TASKS.items() for kind in ("zarr", "parquet")[: 1 + example.parquet]]
 IN_PARQUET = [name for name, kind in FORMATS if kind == "parquet"]
 CASES = [(name, case) for name, example in TASKS.items() for case in example.bad_values]

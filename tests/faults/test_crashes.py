@@ -12,6 +12,7 @@ import pytest
 import yaml
 from distributed import Client, LocalCluster
 
+from labelqa_dask.core.errors import RunFailed
 from labelqa_dask.storage.record import latest
 from pipelines.regions import Progress
 from pipelines.verify import verify
@@ -104,3 +105,36 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(stage: str, pla
     assert receipts == {PASS: REGIONS, "score": REGIONS}
     audit.run()
     assert other.published() == audit.published()
+
+
+@pytest.mark.slow
+@on_disk
+def test_a_run_whose_scheduler_is_lost_says_so_and_is_finished_on_another(
+    place: Place, client: Client, tmp_path: Path
+) -> None:
+    audit = audit_of(place, client, TASKS["multiclass"], "parquet")
+    file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    scheduler = subprocess.Popen(
+        [*dask, "scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)], stderr=subprocess.DEVNULL
+    )
+    worker = subprocess.Popen(
+        [*dask, "worker", "--nthreads", "1", "--no-dashboard", "--scheduler-file", str(file)], stderr=subprocess.DEVNULL
+    )
+    try:
+        with Client(scheduler_file=str(file), timeout=60, set_as_default=False) as doomed:
+            doomed.wait_for_workers(1, timeout=60)
+
+            def kill_scheduler(progress: Progress) -> None:
+                if progress.stage == "score" and progress.done == 2:
+                    scheduler.kill()
+
+            other = Audit(audit.place, audit.data, doomed, audit.settings)
+            with pytest.raises(RunFailed, match="the connection to the Dask scheduler was lost"):
+                other.run(kill_scheduler)
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
+    assert audit.run().resumed
+    assert verify(audit.location).problems == ()
