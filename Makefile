@@ -8,8 +8,8 @@ PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 demo: $(VENV)/.installed  ## set up, then audit real data with corrupted labels
 	$(BIN)/labelqa demo
 
-test: $(VENV)/.installed-dev  ## set up, then run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev  ## set up, then run the tests, file by file on two processes
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
