@@ -153,7 +153,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def is_idle(client: Client) -> bool:
     """Whether no worker is at anything: what is under way outlives the run that wanted it."""
-    return not any(client.run(lambda dask_worker: len(dask_worker.state.tasks)).values())
+    at_rest = ("memory", "error", "released", "forgotten")
+    states = client.run(lambda dask_worker: [task.state for task in dask_worker.state.tasks.values()])
+    return all(state in at_rest for of_worker in states.values() for state in of_worker)
 
 
 class Interrupted(BaseException):
