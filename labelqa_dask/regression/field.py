@@ -23,6 +23,7 @@ See docs/outre.md for the derivation, and for the error as a function of the num
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
@@ -131,7 +132,7 @@ class Field:
             )
             # A score exp(-d / scale) changes by no more than 1 / e of a change of the scale, and what spreading the
             # cells has changed is taken to be right to two thirds.
-            error_of_scale = abs(scale - plain) / scale / np.e / 3
+            error_of_scale = abs(scale - plain) / scale / math.e / 3
         seen = _values(patches[patch_of[checks.cell], :], *plane.raw(checks.x, checks.y))[0]
         measured = np.abs(np.exp(-seen / scale) - np.exp(-finest / scale)).max()
         error = max(float(measured), error_of_patches) + error_of_sources + error_of_scale
