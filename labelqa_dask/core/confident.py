@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -136,6 +137,11 @@ class IssueCount:
     def result(self) -> Self:
         return self
 
+    @cached_property
+    def reached(self) -> NDArray[np.int64]:
+        """Number of scores up to each bin."""
+        return np.cumsum(self.histogram)
+
     def estimate(self, method: EstimationMethod) -> int:
         """The estimated number of issues; calibrated to the number of labels in each class where asked for."""
         if method == "off_diagonal":
@@ -153,8 +159,13 @@ class Counts:
     def merge(self, other: Self) -> Self:
         return type(self)(self.counts + other.counts)
 
-    def result(self) -> NDArray[np.int64]:
-        return self.counts
+    def result(self) -> Self:
+        return self
+
+    @cached_property
+    def reached(self) -> NDArray[np.int64]:
+        """Their sum up to each."""
+        return np.cumsum(self.counts)
 
 
 @dataclass(frozen=True)
@@ -177,6 +188,11 @@ class KeyCounts:
 
     def result(self) -> Self:
         return self
+
+    @cached_property
+    def reached(self) -> NDArray[np.int64]:
+        """Number of keys up to each."""
+        return np.cumsum(self.counts)
 
 
 @dataclass(frozen=True)
@@ -213,10 +229,11 @@ class Cutoff:
     wanted: int
     equal: int
 
-    def narrowed(self, keys: Sequence[int] | NDArray[np.uint64], counts: NDArray[np.int64], bits: int) -> Cutoff:
-        """The cut-off among keys that go on with these bits, in ascending order, so many of each."""
-        i, wanted = _bin_of(counts, self.wanted)
-        return Cutoff(self.key << bits | int(keys[i]), self.bits + bits, wanted, int(counts[i]))
+    def narrowed(self, keys: Sequence[int] | NDArray[np.uint64], reached: NDArray[np.int64], bits: int) -> Cutoff:
+        """The cut-off among keys that go on with these bits, in ascending order, so many up to each."""
+        i, wanted = _bin_of(reached, self.wanted)
+        equal = int(reached[i]) - (self.wanted - wanted)
+        return Cutoff(self.key << bits | int(keys[i]), self.bits + bits, wanted, equal)
 
 
 class IssueSearch:
@@ -251,7 +268,7 @@ class IssueSearch:
     def estimated(self, stats: Stats) -> int:
         """The estimated number of issues."""
         found: IssueCount = stats["issue_count"]
-        return min(found.estimate(self._method), int(found.histogram.sum()))
+        return min(found.estimate(self._method), int(found.reached[-1]))
 
     def candidates(self, elements: Elements, block: Block, stats: Stats) -> NDArray[np.bool_]:
         """Which elements of a block are among the lowest of all, as many as issues are estimated."""
@@ -322,7 +339,7 @@ class IssueSearch:
 
     def _last_ties(self, cutoff: Cutoff, stats: Stats, n: int) -> tuple[range, int]:
         """The rows among which the last candidate is, and how many of their ties are candidates."""
-        i, wanted = _bin_of(stats["issue_ties"], cutoff.wanted)
+        i, wanted = _bin_of(stats["issue_ties"].reached, cutoff.wanted)
         step = _bin_rows(n)
         return range(i * step, min((i + 1) * step, n)), wanted
 
@@ -330,18 +347,18 @@ class IssueSearch:
         """The first 16 bits of the cut-off; None where there is no issue."""
         found: IssueCount = stats["issue_count"]
         wanted = self.estimated(stats)
-        whole = Cutoff(0, 0, wanted, int(found.histogram.sum()))
-        return whole.narrowed(range(_BINS), found.histogram, 16) if wanted else None
+        whole = Cutoff(0, 0, wanted, int(found.reached[-1]))
+        return whole.narrowed(range(_BINS), found.reached, 16) if wanted else None
 
     def _next_bits(self, stats: Stats) -> Cutoff | None:
         """The first 32 bits."""
         cutoff = self._first_bits(stats)
-        return cutoff and cutoff.narrowed(range(_BINS), stats["issue_cutoff"], 16)
+        return cutoff and cutoff.narrowed(range(_BINS), stats["issue_cutoff"].reached, 16)
 
     def _cutoff(self, stats: Stats) -> Cutoff | None:
         """All bits."""
         cutoff, last = self._next_bits(stats), stats["issue_cutoff_last_bits"]
-        return cutoff if cutoff is None or last is None else cutoff.narrowed(last.keys, last.counts, 32)
+        return cutoff if cutoff is None or last is None else cutoff.narrowed(last.keys, last.reached, 32)
 
 
 def _found(cutoff: Cutoff | None) -> Cutoff:
@@ -349,11 +366,10 @@ def _found(cutoff: Cutoff | None) -> Cutoff:
     return cutoff
 
 
-def _bin_of(counts: NDArray[np.int64], wanted: int) -> tuple[int, int]:
+def _bin_of(reached: NDArray[np.int64], wanted: int) -> tuple[int, int]:
     """The bin in which so many are reached, and how many of it that takes."""
-    reached = np.cumsum(counts)
     i = int(np.searchsorted(reached, wanted))
-    return i, wanted - int(reached[i] - counts[i])
+    return i, wanted - (int(reached[i - 1]) if i else 0)
 
 
 def _bin_rows(n: int) -> int:
