@@ -134,7 +134,7 @@ def test_every_form_gives_the_same(seed: int) -> None:
 
 
 # Every vote is tied, and neither the model nor how common a class is nor anybody's skill settles it.
-DRAWN = (np.arange(N)[:, None] + np.arange(3)) % 3.0
+DRAWN = (np.arange(N)[:, None] + np.arange(6)) % 3.0
 UNIFORM = np.full((N, 3), 1 / 3)
 
 
@@ -146,9 +146,9 @@ def test_draws_depend_on_the_seed_alone(form: str, cut: Any, of_probs: Any, seed
         expected = get_label_quality_multiannotator(DRAWN, UNIFORM, **methods)["label_quality"]
     assert (get_majority_vote_label(DRAWN, verbose=False, seed=seed + 1) != expected["consensus_label"]).any()
     probs: Any = da.from_array(UNIFORM, chunks=(of_probs, 3))
-    labels: Any = da.from_array(DRAWN, chunks=(cut, 3))
+    labels: Any = da.from_array(DRAWN, chunks=(cut, 6))
     if form != "wide":
-        bounds = np.cumsum([0, *cut]) * 3  # as many rows for each example
+        bounds = np.cumsum([0, *cut]) * 6  # as many rows for each example
         long = long_form(DRAWN, seed)
         labels = dd.from_map(lambda part: long.iloc[bounds[part] : bounds[part + 1]], range(len(cut)))
     if form == "named rows":
