@@ -96,6 +96,8 @@ class Block:
         Step of quantised probabilities (0 where they were stored as floats); widens the check of row sums.
     sizes : mapping of str to int
         Extent of the whole data along each dimension where it is known.
+    kept : dict, optional
+        What earlier walks over this block have left for later ones, where memory is there for it.
     """
 
     arrays: Mapping[str, Array]
@@ -103,6 +105,7 @@ class Block:
     resolution: float = 0.0
     chunk: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    kept: dict[str, Any] | None = None
 
     def __getitem__(self, name: str) -> Array:
         return self.arrays[name]
@@ -121,8 +124,10 @@ class Block:
         """The part of this block that holds the examples from `start` to `stop` of the whole data."""
         first = self.origin.get("example", 0)
         start, stop = max(start, first), max(start, stop)
+        if start == first and stop >= first + len(next(iter(self.arrays.values()))):
+            return self
         arrays = {name: array[start - first : stop - first] for name, array in self.arrays.items()}
-        return replace(self, arrays=arrays, origin={**self.origin, "example": start})
+        return replace(self, arrays=arrays, origin={**self.origin, "example": start}, kept=None)
 
 
 @dataclass(frozen=True)
