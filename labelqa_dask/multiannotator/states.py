@@ -141,6 +141,23 @@ class Votes:
         """Mean number of annotations of an example that has any."""
         return float(np.arange(len(self.sizes)) @ self.sizes / self.examples)
 
+    def majority(self, annotations: Annotations, pred_probs: Array, seed: int, first: int = 0) -> tuple[Counts, int]:
+        """Majority label of each example, the first of which has a number; and how many had to be drawn.
+
+        `pred_probs` (n, k) may be empty.
+        """
+        labels = np.empty(len(annotations), np.int64)
+        drawn = kernels.majority_votes(
+            annotations.starts,
+            annotations.annotator,
+            annotations.label,
+            pred_probs,
+            len(self.frequency),
+            Tiebreak(self.frequency, self.skill(), seed, first),
+            labels,
+        )
+        return labels, drawn
+
     def skill(self) -> Floats:
         """Initial quality of each annotator (m,): agreement with votes that are not tied; the others' mean if none."""
         return _share_or_mean(self.untied_same, self.untied)
