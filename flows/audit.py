@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -25,9 +26,9 @@ from prefect.tasks import Task
 from flows.cluster import open_cluster, resources_of
 from flows.progress import every, progress_line
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, RunConflict, RunFailed
-from labelqa_dask.storage.run import Run
 from pipelines.audit import Audited, run_audit
 from pipelines.config import AuditConfig
+from pipelines.expect import ExpectationsBroken, refuse_broken
 from pipelines.plan import make_plan
 from pipelines.regions import Listener, Progress
 
@@ -53,10 +54,11 @@ def audit(config: AuditConfig, fresh: bool = False) -> str:
     plan = _as_task("plan", make_plan, config, resources_of(config))
     with open_cluster(config) as client:
         audited = run_audit(plan, client, listener, fresh=fresh, call=_as_task)
-    _publish_artifacts(audited.run)
+    _publish_artifacts(audited)
     outcome = _outcome.get()
     if outcome is not None:
         outcome.append(audited)
+    refuse_broken(audited.findings, str(audited.run.version.location))
     return str(audited.run.version.location)
 
 
@@ -65,7 +67,8 @@ def run_flow(config: AuditConfig, listener: Listener, *, fresh: bool) -> Audited
     outcome: list[Audited] = []
     watching, receiving = _watching.set(listener), _outcome.set(outcome)
     try:
-        audit(config, fresh=fresh)
+        with suppress(ExpectationsBroken):  # the outcome tells of them
+            audit(config, fresh=fresh)
     finally:
         _watching.reset(watching)
         _outcome.reset(receiving)
@@ -129,7 +132,8 @@ def _log_progress(logger: logging.Logger | logging.LoggerAdapter[Any]) -> Listen
     return every(10.0, lambda progress: logger.info(progress_line(progress)))
 
 
-def _publish_artifacts(run: Run) -> None:
+def _publish_artifacts(audited: Audited) -> None:
+    run = audited.run
     summary = run.summary
     score, left_out = summary["score"], summary["quarantined"]
     lines = [
@@ -138,6 +142,7 @@ def _publish_artifacts(run: Run) -> None:
         f"- mean {score['name']}: {score['mean']:.4f}" if score["mean"] is not None else "- nothing was scored",
         f"- lowest: {score['min']:.4g}" if score["min"] is not None else "",
         f"- left out, as their data cannot be scored: {left_out['regions']:,} regions" if left_out["regions"] else "",
+        f"- {_expectations(audited)}" if audited.findings else "",
         f"- settings: `{summary['params']}`",
         f"- scores: `{run.version.location}`",
         f"- report: `{run.report}`",
@@ -146,3 +151,22 @@ def _publish_artifacts(run: Run) -> None:
     worst = run.worst.head(_ROWS_IN_TABLE)
     rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in worst.to_dict("records")]
     create_table_artifact(rows, key="audit-worst", description=f"The {len(rows)} worst examples, worst first")
+    if audited.findings:
+        create_table_artifact(
+            [
+                {
+                    "expectation": finding.expectation,
+                    "expected": finding.expected,
+                    "found": finding.found,
+                    "holds": "yes" if finding.holds else "no",
+                }
+                for finding in audited.findings
+            ],
+            key="audit-expectations",
+            description=_expectations(audited),
+        )
+
+
+def _expectations(audited: Audited) -> str:
+    broken = sum(not finding.holds for finding in audited.findings)
+    return f"expectations: {broken} of {len(audited.findings)} broken" if broken else "expectations: all hold"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipelines.audit import Audited
     from pipelines.config import AuditConfig
 
-FAILED, BAD_CONFIGURATION, QUARANTINED = 1, 2, 3
+FAILED, BAD_CONFIGURATION, QUARANTINED, BROKEN = 1, 2, 3, 4
 
 _BAD_SHOWN = 5
 _MOST_PROBLEMS = 100
@@ -65,6 +65,9 @@ def run(
     """Run an audit, or finish one that was interrupted.
 
     Scores, the worst examples, a summary and a report are published together as a new version under the output.
+
+    Exit status: 0 done, 1 failed, 2 bad configuration, 3 published without the regions whose data cannot be scored
+    (on_error: quarantine), 4 published, but not as the configuration expects (expect:).
     """
     from flows.settings import load_config
 
@@ -181,7 +184,8 @@ def schema() -> None:
 def main() -> None:
     """Entry point: errors in one place.
 
-    Exit status 1 for a failed run, 2 for a bad configuration, and 3 where regions were left out of what is published.
+    Exit status 1 for a failed run, 2 for a bad configuration, 3 where regions were left out of what is published, and 4
+    where what is published is not what was expected.
     """
     signal.signal(signal.SIGINT, _interrupted)
     try:
@@ -238,6 +242,7 @@ def _tell_result(audited: Audited) -> None:
             (f"mean {score['name']}", mean),
             ("scores", str(run.version.location)),
             ("report", str(run.report)),
+            *([("expectations", _how_many_hold(audited))] if audited.findings else []),
         ]
     )
     left_out = summary["quarantined"]
@@ -252,7 +257,20 @@ def _tell_result(audited: Audited) -> None:
             errors.print(
                 f"  region {bad['region']}: {bad['reasons'][0]}", markup=False, highlight=False, soft_wrap=True
             )
+    broken = [finding for finding in audited.findings if not finding.holds]
+    for finding in broken:
+        errors.print("[bold red]broken expectation:[/bold red] ", end="")
+        told = f"{finding.expectation} is {finding.found}, expected {finding.expected}"
+        errors.print(told, markup=False, highlight=False, soft_wrap=True)
+    if broken:
+        raise typer.Exit(BROKEN)
+    if left_out["regions"]:
         raise typer.Exit(QUARANTINED)
+
+
+def _how_many_hold(audited: Audited) -> str:
+    held = sum(finding.holds for finding in audited.findings)
+    return "all hold" if held == len(audited.findings) else f"{held} of {len(audited.findings)} hold"
 
 
 def _output(out: str) -> Location:

@@ -17,6 +17,7 @@ from labelqa_dask.core.summary import HISTOGRAM_BINS, Summary
 from labelqa_dask.core.task import Block, Stats
 from labelqa_dask.storage.record import Json, Version, basis_of, dump_json
 from labelqa_dask.storage.sinks import parquet_bytes
+from pipelines.expect import evaluate
 from pipelines.group import facts
 from pipelines.layout import Region
 from pipelines.plan import Plan
@@ -32,13 +33,15 @@ def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) 
     basis = basis_of(manifest["digest"], [region.region for region in selection.bad])
     stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
     summary = _summary(plan, manifest, selection, stats, _crowd(plan, version, manifest["digest"], stats))
+    tables = _tables(plan, version, stats, manifest["digest"], basis)
+    findings = evaluate(plan.config.expect, summary, tables.get("annotators"))
+    summary["expectations"] = [finding.to_json() for finding in findings]
     charts = plan.task.charts(plan.params, stats)
     worst = worst_table(plan, selection.summary)
     files = {"worst.parquet": parquet_bytes(_typed(pa.Table.from_pandas(worst, preserve_index=False)))}
     classes = _classes_table(summary)
     if classes is not None:
         files["classes.parquet"] = parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False))
-    tables = _tables(plan, version, stats, manifest["digest"], basis)
     for name, table in tables.items():
         files[f"{name}.parquet"] = parquet_bytes(pa.Table.from_pandas(table, preserve_index=False))
     files["summary.json"] = dump_json(summary)

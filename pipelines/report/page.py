@@ -13,6 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from labelqa_dask.core.charts import Chart, Density, Distribution
+from pipelines.expect import Finding, issue_share
 from pipelines.report import charts, images, tables, text
 from pipelines.report.images import Preview
 from pipelines.report.tables import ClassNames
@@ -144,6 +145,7 @@ def render_report(
     )
     histogram = charts.Histogram(*(score["histogram"][key] for key in ("low", "high", "counts")))
     left_out = summary.get("quarantined") or {"regions": 0, "examples": 0, "listed": []}
+    findings = [Finding.from_json(told) for told in summary.get("expectations") or []]
     return _template().render(
         task=text.heading(summary["task"]),
         dataset=_dataset_name(summary.get("inputs") or {}),
@@ -155,6 +157,8 @@ def render_report(
         score_name=text.heading(score["name"]),
         logarithmic=charts.CountAxis.of(histogram.counts).logarithmic,
         cards=[_card(preview, names) for preview in previews],
+        expectations=tables.expectations_table(findings),
+        broken=sum(not finding.holds for finding in findings),
         left_out=left_out,
         bad=tables.bad_table(left_out["listed"]),
         score_scale=images.score_scale_png(),
@@ -222,8 +226,8 @@ def _figures(summary: Mapping[str, Any], histogram: charts.Histogram, words: Tas
         )
     issues = summary.get("issues")
     if issues:
-        looked_at = sum(classes["count"]) if classes else summary["examples"]
-        note = f"{text.percent(issues['count'] / looked_at)} of the {issues['unit']}" if looked_at else ""
+        share = issue_share(summary)
+        note = "" if share is None else f"{text.percent(share)} of the {issues['unit']}"
         figures.append(Figure(f"{text.heading(issues['unit'])} labelled wrongly", text.integer(issues["count"]), note))
     if classes:
         counts, unit = classes["count"], classes["unit"]
