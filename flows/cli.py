@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from flows.imports import import_app
@@ -153,6 +154,48 @@ def top(out: Out, n: Annotated[int, typer.Option("-n", min=1, help="How many.")]
         worst.to_csv(sys.stdout, index=False)
         return
     console.print(_table_of(worst))
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "labelqa compare audit.yaml\n\n"
+    "labelqa compare s3://bucket/audits/street --from v000003 --to v000007"
+)
+def compare(
+    out: Out,
+    before: Annotated[
+        str | None,
+        typer.Option("--from", metavar="VERSION", help="[dim]Default: the one before --to[/dim]", show_default=False),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option("--to", metavar="VERSION", help="[dim]Default: the latest[/dim]", show_default=False),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many rows of each table.")] = 20,
+) -> None:
+    """Show what has changed from one version to another.
+
+    New and resolved bad examples, by id where there is one; how the distribution of the scores, the classes and the
+    annotators have moved. Reads summaries and lists, not the scores. labelqa status names the versions.
+    """
+    from pipelines.compare import Found, choose_versions
+    from pipelines.compare import compare as compare_versions
+    from pipelines.report.changes import headline, remarks, sections
+
+    location = _output(out)
+    then, now = (Found.read(version) for version in choose_versions(location, before, after))
+    comparison = compare_versions(then, now)
+    console.print(f"[bold]{then.version} → {now.version}[/bold]  {escape(headline(comparison))}", highlight=False)
+    for remark in remarks(comparison):
+        console.print(f"[dim]{escape(remark)}[/dim]", highlight=False)
+    for section in sections(comparison, n):
+        console.print(f"\n[bold]{section.heading}[/bold]  [dim]{escape(section.note)}[/dim]", highlight=False)
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in section.table.columns:
+            table.add_column(column.heading, justify="right" if column.numeric else "left")
+        for row in section.table.rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
 
 
 @app.command()

@@ -13,13 +13,15 @@ import pandas as pd
 from markupsafe import Markup
 
 from labelqa_dask.core.charts import Chart, Density, Distribution
+from pipelines.compare import SUSPICIOUS, Comparison
 from pipelines.expect import Finding, issue_share
 from pipelines.report import charts, images, tables, text
+from pipelines.report.changes import shown_changes
 from pipelines.report.images import Preview
 from pipelines.report.tables import ClassNames
 
 LEGEND_CLASSES = 12  # a card names this many of the classes on its image
-SUSPICIOUS = 0.5
+CHANGES_SHOWN = 50
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def render_report(
     previews: Sequence[Preview] = (),
     charts_of_task: Sequence[Chart] = (),
     further: Mapping[str, pd.DataFrame] = {},
+    comparison: Comparison | None = None,
 ) -> str:
     """The report of an audit as one HTML document that needs nothing else: no network, no scripts.
 
@@ -129,6 +132,8 @@ def render_report(
         What the method shows of the whole data.
     further : mapping of str to DataFrame
         Tables that the method adds: ``annotators``.
+    comparison : Comparison, optional
+        What has changed since the version before.
 
     Returns
     -------
@@ -159,6 +164,7 @@ def render_report(
         cards=[_card(preview, names) for preview in previews],
         expectations=tables.expectations_table(findings),
         broken=sum(not finding.holds for finding in findings),
+        since=shown_changes(comparison, CHANGES_SHOWN) if comparison else None,
         left_out=left_out,
         bad=tables.bad_table(left_out["listed"]),
         score_scale=images.score_scale_png(),
