@@ -21,11 +21,15 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
+from prefect.states import Cancelled
 from prefect.tasks import Task
 
 from flows.cluster import open_cluster, resources_of
 from flows.progress import every, progress_line
-from labelqa_dask.core.errors import InvalidConfig, InvalidInput, RunConflict, RunFailed
+from labelqa_dask.core.errors import InvalidConfig, InvalidInput, OutputInUse, RunConflict, RunFailed
+from labelqa_dask.storage.lease import refuse_if_held
+from labelqa_dask.storage.location import Location
 from pipelines.audit import Audited, run_audit
 from pipelines.config import AuditConfig
 from pipelines.expect import ExpectationsBroken, refuse_broken
@@ -33,6 +37,8 @@ from pipelines.plan import make_plan
 from pipelines.regions import Listener, Progress
 
 T = TypeVar("T")
+
+SKIPPED = "Skipped"
 
 _RETRY_DELAYS: list[float] = [5, 30]
 _SECONDS_BETWEEN_UPDATES = 2.0
@@ -44,22 +50,39 @@ _outcome: ContextVar[list[Audited] | None] = ContextVar("outcome", default=None)
 
 
 @flow(name="audit", persist_result=False)
-def audit(config: AuditConfig, fresh: bool = False) -> str:
+def audit(config: AuditConfig, fresh: bool = False) -> str | State[str]:
     """Score the labels of a stored data set, and publish the scores, the worst examples and a report.
 
-    Running it again with the same configuration finishes a run that was interrupted; `fresh` discards one.
+    Running it again with the same configuration finishes a run that was interrupted; `fresh` discards one. A run of a
+    deployment is skipped while another one works on its output: its state is Cancelled, and says who.
     Returns the location of the published version.
     """
-    listener = _listeners(_progress_artifact(), _watching.get() or _log_progress(get_run_logger()))
-    plan = _as_task("plan", make_plan, config, resources_of(config))
-    with open_cluster(config) as client:
-        audited = run_audit(plan, client, listener, fresh=fresh, call=_as_task)
+    try:
+        audited = _audit(config, fresh)
+    except OutputInUse as error:
+        if _is_of_a_deployment():
+            return Cancelled(name=SKIPPED, message=str(error))
+        raise
     _publish_artifacts(audited)
     outcome = _outcome.get()
     if outcome is not None:
         outcome.append(audited)
     refuse_broken(audited.findings, str(audited.run.version.location))
     return str(audited.run.version.location)
+
+
+def _audit(config: AuditConfig, fresh: bool) -> Audited:
+    listener = _listeners(_progress_artifact(), _watching.get() or _log_progress(get_run_logger()))
+    # Before any worker is started in vain.
+    refuse_if_held(Location.parse(config.output.uri, config.storage))
+    plan = _as_task("plan", make_plan, config, resources_of(config))
+    with open_cluster(config) as client:
+        return run_audit(plan, client, listener, fresh=fresh, call=_as_task)
+
+
+def _is_of_a_deployment() -> bool:
+    context = FlowRunContext.get()
+    return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
 
 
 def run_flow(config: AuditConfig, listener: Listener, *, fresh: bool) -> Audited:

@@ -90,6 +90,85 @@ def plan(config: ConfigPath, settings: Overrides = None) -> None:
     print_pairs(make_plan(audit, resources_of(audit)).describe())
 
 
+Cron = Annotated[
+    str | None,
+    typer.Option(
+        "--cron",
+        metavar="SCHEDULE",
+        help="When to run, as minute, hour, day, month and weekday in UTC: '0 3 * * *' is every night at 3. "
+        "[dim]Default: only when asked to[/dim]",
+        show_default=False,
+    ),
+]
+
+
+@app.command(
+    epilog="[bold]Example[/bold]\n\n"
+    "labelqa deploy street.yaml --cron '0 3 * * *' --work-pool gpu-cluster\n\n"
+    "prefect worker start --pool gpu-cluster"
+)
+def deploy(
+    config: ConfigPath,
+    cron: Cron = None,
+    work_pool: Annotated[
+        str | None,
+        typer.Option(
+            "--work-pool",
+            metavar="NAME",
+            help="Whose workers run it. [dim]Default: Prefect's default work pool, or else 'labelqa', made where there "
+            "is none, whose workers run audits as processes on their machine[/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    settings: Overrides = None,
+) -> None:
+    """Make an audit a deployment on your Prefect server, so that it runs by schedule, by API or from the UI.
+
+    The server is the one that PREFECT_API_URL names. It holds the configuration as it is now: deploy again after a
+    change. Each run may override it, in the UI under Custom run. Workers need this package, and credentials in their
+    environment.
+    """
+    _quiet_prefect()
+    from flows.deploy import deploy as make_deployment
+
+    deployed = make_deployment(config, settings or (), cron, work_pool)
+    made = ", made just now" if deployed.made_pool else ""
+    print_pairs(
+        [
+            ("deployment", deployed.name),
+            ("schedule", f"{cron} (UTC)" if cron else "none"),
+            ("work pool", f"{deployed.work_pool} ({deployed.kind}{made})"),
+            ("a worker", f"prefect worker start --pool {deployed.work_pool}"),
+            ("run it now", f"prefect deployment run '{deployed.name}'"),
+        ]
+    )
+
+
+@app.command(
+    epilog="[bold]Example[/bold]\n\n"
+    "prefect server start --background\n\n"
+    "export PREFECT_API_URL=http://127.0.0.1:4200/api\n\n"
+    "labelqa serve street.yaml crowd.yaml --cron '0 3 * * *'"
+)
+def serve(
+    configs: Annotated[
+        list[Path], typer.Argument(metavar="CONFIG...", help="YAML files, such as those in configs/; one or more.")
+    ],
+    cron: Cron = None,
+    settings: Overrides = None,
+) -> None:
+    """Run audits from this process whenever they are due, until it is ended.
+
+    Needs no workers: one machine and a Prefect server, named by PREFECT_API_URL, are enough. Each run is a process of
+    its own. Schedules pause while nobody serves them.
+    """
+    _quiet_prefect()
+    from flows.deploy import serve_configs
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Prefect ends its runs and pauses their schedules
+    serve_configs(configs, settings or (), cron)
+
+
 @app.command()
 def demo(
     task: Annotated[str, typer.Option(help="segmentation, multiclass, multilabel or multiannotator.")] = "segmentation",
@@ -189,7 +268,9 @@ def compare(
     for remark in remarks(comparison):
         console.print(f"[dim]{escape(remark)}[/dim]", highlight=False)
     for section in sections(comparison, n):
-        console.print(f"\n[bold]{section.heading}[/bold]  [dim]{escape(section.note)}[/dim]", highlight=False)
+        console.print(f"\n[bold]{section.heading}[/bold]", highlight=False)
+        if section.note:
+            console.print(f"[dim]{escape(section.note)}[/dim]", highlight=False)
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in section.table.columns:
             table.add_column(column.heading, justify="right" if column.numeric else "left")
@@ -303,8 +384,7 @@ def _tell_result(audited: Audited) -> None:
     broken = [finding for finding in audited.findings if not finding.holds]
     for finding in broken:
         errors.print("[bold red]broken expectation:[/bold red] ", end="")
-        told = f"{finding.expectation} is {finding.found}, expected {finding.expected}"
-        errors.print(told, markup=False, highlight=False, soft_wrap=True)
+        errors.print(finding.sentence, markup=False, highlight=False, soft_wrap=True)
     if broken:
         raise typer.Exit(BROKEN)
     if left_out["regions"]:

@@ -64,10 +64,18 @@ class Finding:
     @property
     def found(self) -> str:
         """What was found in words: what broke it, or else what is nearest to doing so."""
-        told = ", ".join(f"{name}: {_told(number)}" if name else _told(number) for name, number in self.listed)
+        if not self.listed:
+            return "nothing to check"
+        told = ", ".join(f"{name} {_told(number)}".lstrip() for name, number in self.listed)
+        if self.holds or not self.listed[0][0]:
+            return told
         more = f" and {self.broken - len(self.listed):,} more" if self.broken > len(self.listed) else ""
-        of = f" ({self.broken:,} of {self.checked:,})" if self.checked > 1 and self.broken else ""
-        return f"{told}{more}{of}" if self.listed else "nothing to check"
+        return f"{self.broken:,} of {self.checked:,} outside: {told}{more}"
+
+    @property
+    def sentence(self) -> str:
+        """Which it is, what was expected and what was found."""
+        return f"{self.expectation}: expected {self.expected}, found {self.found}"
 
     def to_json(self) -> Json:
         listed = [{"of": name or None, "found": number} for name, number in self.listed]
@@ -113,7 +121,7 @@ def refuse_broken(findings: Iterable[Finding], where: str) -> None:
     findings = tuple(findings)
     broken = [finding for finding in findings if not finding.holds]
     if broken:
-        told = "; ".join(f"{each.expectation} is {each.found}, expected {each.expected}" for each in broken)
+        told = "; ".join(finding.sentence for finding in broken)
         raise ExpectationsBroken(
             f"{len(broken)} of {len(findings)} expectations {'are' if len(broken) > 1 else 'is'} broken: {told}",
             where,

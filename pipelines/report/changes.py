@@ -49,7 +49,7 @@ def remarks(comparison: Comparison) -> list[str]:
         told.append(f"The settings differ, so the scores may not be comparable: {changed}.")
     if comparison.inputs:
         verb = "has" if len(comparison.inputs) == 1 else "have"
-        told.append(f"Of the inputs, {' and '.join(comparison.inputs)} {verb} changed.")
+        told.append(f"Of the inputs, {', '.join(comparison.inputs)} {verb} changed.")
     else:
         told.append("The inputs are the same.")
     if comparison.by == "row":
@@ -62,7 +62,7 @@ def sections(comparison: Comparison, most: int) -> list[Section]:
     line, by = f"{comparison.line:.4g}", comparison.by
     unknown = f"{text.MISSING} where the list of the worst of that version does not hold it"
     found = [
-        Section("The whole", "", _drifts("", comparison.numbers, most)),
+        Section("The whole", "", _drifts("", comparison.numbers)),
         Section(
             "New bad examples",
             f"Below {line} now, and not in {comparison.before}, lowest first; {unknown}.",
@@ -73,9 +73,7 @@ def sections(comparison: Comparison, most: int) -> list[Section]:
             f"Below {line} in {comparison.before}, and not now, or gone from the data; {unknown}.",
             _examples(comparison.resolved, by, most),
         ),
-        Section(
-            "Quantiles of the scores", "To a hundredth, from the histograms.", _drifts("", comparison.quantiles, most)
-        ),
+        Section("Quantiles of the scores", "To a hundredth, from the histograms.", _drifts("", comparison.quantiles)),
         Section("Classes", "Furthest moved first.", _drifts("class", comparison.classes or (), most)),
         Section("Annotators", _comings_and_goings(comparison), _drifts("annotator", comparison.annotators or (), most)),
     ]
@@ -107,7 +105,7 @@ def _examples(frame: pd.DataFrame, by: str, most: int) -> Table:
     return Table(columns, rows, len(frame))
 
 
-def _drifts(what: str, drifts: Sequence[Drift], most: int) -> Table:
+def _drifts(what: str, drifts: Sequence[Drift], most: int | None = None) -> Table:
     """Each measure in a column as `then → now`; a single one in columns of its own."""
     if not drifts:
         return Table([], [], 0)
@@ -134,7 +132,7 @@ def _difference(change: Change) -> str:
     if then is None or now is None or then == now:
         return ""
     difference = now - then
-    return f"{difference:+,}" if isinstance(difference, int) else f"{difference:+.4g}"
+    return f"{difference:+,}" if isinstance(difference, int) else f"{difference:+.3g}"
 
 
 def shown_changes(comparison: Comparison, most: int) -> Mapping[str, Any]:

@@ -31,14 +31,14 @@ def test_numbers_outside_are_listed_furthest_first() -> None:
     finding = Finding.of("x.each", Bounds(min=0.35, max=0.55), named)
     assert (finding.checked, finding.broken, finding.holds) == (5, 3, False)
     assert finding.listed == (("b", 0.1), ("c", 0.7), ("d", 0.3))
-    assert finding.found == "b: 0.1, c: 0.7, d: 0.3 (3 of 5)"
+    assert finding.found == "3 of 5 outside: b 0.1, c 0.7, d 0.3"
     assert finding.expected == "0.35 to 0.55"
 
 
 def test_a_bound_itself_is_inside_and_what_is_nearest_to_one_is_told() -> None:
     finding = Finding.of("x.each", Bounds(min=0.25), [("a", 0.5), ("b", 0.25), ("c", 1.0)])
     assert finding.holds
-    assert finding.found == "b: 0.25"
+    assert finding.found == "b 0.25"
     assert finding.expected == "at least 0.25"
     assert Finding.of("x", Bounds(max=3), [("", 3)]).holds
     assert not Finding.of("x", Bounds(max=3), [("", 3.0000001)]).holds
@@ -55,7 +55,8 @@ def test_of_many_the_first_are_listed_and_all_are_counted() -> None:
     finding = Finding.of("x.each", Bounds(min=1), [(f"class {k}", k / 100) for k in range(50)])
     assert finding.broken == 50
     assert finding.listed[0] == ("class 0", 0.0)
-    assert finding.found.endswith("class 19: 0.19 and 30 more (50 of 50)")
+    assert finding.found.startswith("50 of 50 outside: class 0 0, class 1 0.01, ")
+    assert finding.found.endswith("class 19 0.19 and 30 more")
     assert Finding.from_json(finding.to_json()) == finding
 
 
@@ -66,7 +67,7 @@ def test_the_error_says_which_are_broken_what_was_expected_and_found() -> None:
     with pytest.raises(ExpectationsBroken) as caught:
         refuse_broken([held, broken], "out/v000001")
     assert str(caught.value) == (
-        "out/v000001: 1 of 2 expectations is broken: issue_share is 0.125, expected at most 0.05. "
+        "out/v000001: 1 of 2 expectations is broken: issue_share: expected at most 0.05, found 0.125. "
         "The results are published."
     )
 
