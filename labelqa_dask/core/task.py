@@ -196,6 +196,7 @@ class Task(ABC, Generic[ParamsT]):
     ranked_by : the output by which examples are ranked, one score per example.
     class_unit : what `class_scores` counts ("examples", "pixels").
     fewest_classes : the number of classes below which the method has no meaning.
+    told_where : what is told only where a parameter has some value, `issues` and `annotators`: its name and the value.
     """
 
     params_model: ClassVar[type[Params]]
@@ -204,6 +205,7 @@ class Task(ABC, Generic[ParamsT]):
     ranked_by: ClassVar[str]
     class_unit: ClassVar[str] = "examples"
     fewest_classes: ClassVar[int] = 2
+    told_where: ClassVar[Mapping[str, tuple[str, Any]]] = {}
 
     @property
     def name(self) -> str:
