@@ -43,6 +43,10 @@ class RunConflict(LabelQAError):
     """An unfinished run whose settings or inputs differ from what is asked for now."""
 
 
+class OutputInUse(RunConflict):
+    """An output that somebody else is working on."""
+
+
 class StorageError(LabelQAError, OSError):
     """An object that could not be read or written."""
 

@@ -113,6 +113,7 @@ class Multiannotator(Task[MultiannotatorParams]):
     )
     outputs: ClassVar = (*_EXAMPLE_OUTPUTS, _SIZE)
     ranked_by = "consensus_quality_score"
+    told_where: ClassVar = {"annotators": ("return_annotator_stats", True)}
 
     def written(self, params: MultiannotatorParams) -> tuple[ArraySpec, ...]:
         further = [
