@@ -208,9 +208,10 @@ def test_more_annotators_than_workers_have_memory_for_are_refused(
     place: Place, of_a_crowd: Audit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = f"with {M} annotators a worker needs 9.* GiB, but has 4.00 GiB, of which 85%"
-    with monkeypatch.context() as patch, pytest.raises(InvalidConfig, match=message):
+    with monkeypatch.context() as patch:
         patch.setattr(grouping, "ANNOTATOR_BYTES", 1 << 30)
-        of_a_crowd.run()
+        with pytest.raises(InvalidConfig, match=message):
+            of_a_crowd.run()
     assert of_a_crowd.run().resumed
 
 
