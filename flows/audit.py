@@ -27,7 +27,7 @@ from prefect.tasks import Task
 
 from flows.cluster import open_cluster, resources_of
 from flows.progress import every, progress_line
-from labelqa_dask.core.errors import InvalidConfig, InvalidInput, OutputInUse, RunConflict, RunFailed
+from labelqa_dask.core.errors import InvalidConfig, InvalidInput, OutdatedRun, OutputInUse, RunConflict, RunFailed
 from labelqa_dask.storage.lease import refuse_if_held
 from labelqa_dask.storage.location import Location
 from pipelines.audit import Audited, run_audit
@@ -54,7 +54,8 @@ _outcome: ContextVar[list[Audited] | None] = ContextVar("outcome", default=None)
 def audit(config: AuditConfig, fresh: bool = False) -> str | State[Any]:
     """Score the labels of a stored data set, and publish the scores, the worst examples and a report.
 
-    Running it again with the same configuration finishes a run that was interrupted.
+    Running it again with the same configuration finishes a run that was interrupted. A run of a deployment discards one
+    that can no longer be finished, as its inputs were rewritten; others are refused then.
     Returns the location of the published version.
 
     A run of a deployment ends as Failed where what it published is not as expected, and as Skipped, which is a kind of
@@ -78,7 +79,14 @@ def _audit(config: AuditConfig, fresh: bool) -> str:
     refuse_if_held(Location.parse(config.output.uri, config.storage))
     plan = _as_task("plan", make_plan, config, resources_of(config))
     with open_cluster(config) as client:
-        audited = run_audit(plan, client, listener, fresh=fresh, call=_as_task)
+        try:
+            audited = run_audit(plan, client, listener, fresh=fresh, call=_as_task)
+        except OutdatedRun as error:
+            if not _is_of_a_deployment():
+                raise
+            # Nobody is there to say so, and every later run would be refused as well.
+            get_run_logger().warning("%s It is discarded.", error.what)
+            audited = run_audit(plan, client, listener, fresh=True, call=_as_task)
     _publish_artifacts(audited)
     outcome = _outcome.get()
     if outcome is not None:

@@ -18,6 +18,9 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
@@ -31,7 +34,10 @@ from flows.deploy import deploy, serve_configs
 from labelqa_dask.core.errors import InvalidConfig, LabelQAError
 from labelqa_dask.storage.lease import holding
 from labelqa_dask.storage.record import latest
+from pipelines.audit import run_audit
 from pipelines.config import parse_config
+from pipelines.plan import Resources, make_plan
+from tests.pipelines.audits import Interrupted, interrupt
 
 _SECONDS = 180
 _REPOSITORY = Path(__file__).parents[2]
@@ -311,3 +317,20 @@ def test_a_run_with_other_parameters_fails_where_it_is_not_as_they_expect(
     assert '"expectation": "mean_score", "expected": "at most 0.1"' in table
     assert table.count('"holds": "no"') == 1
     assert table.count('"holds": "yes"') == 1
+
+
+@pytest.mark.slow
+def test_a_scheduled_run_does_not_stop_at_one_that_can_no_longer_be_finished(
+    server, client, tmp_path, multiclass_from_parquet, config_file
+):
+    stored = multiclass_from_parquet(str(tmp_path))
+    plan = make_plan(parse_config(stored.config), Resources(2, 1, 4 << 30))
+    with pytest.raises(Interrupted):
+        run_audit(plan, client, interrupt("score", 2))
+    first = tmp_path / "data" / "part-0.parquet"
+    table = pq.read_table(first)
+    pq.write_table(table.set_column(1, "label", pa.array((np.asarray(table["label"]) + 1) % 4)), first)
+    server.deploy(config_file(stored, "outdated.yaml"))
+    run = run_on_a_worker(server, "outdated", tmp_path / "worker.log")
+    assert run.state.is_completed(), run.state.message
+    assert latest(stored.out).name == "v000002"
