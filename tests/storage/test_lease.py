@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from labelqa_dask.core.errors import OutputInUse
+from labelqa_dask.core.errors import OutputInUse, RunConflict
 from labelqa_dask.storage.lease import LEASE_SECONDS, holder_of, holding
 
 ELSEWHERE = "another-host"
@@ -88,7 +88,7 @@ def test_a_holder_that_was_taken_over_notices_and_leaves_the_other_alone(place):
     with holding(out) as lease:
         lease.check()
         write_lease(out, heard=time.time())
-        with pytest.raises(OutputInUse, match="another run has taken over this output"):
+        with pytest.raises(RunConflict, match="another run has taken over this output"):
             lease.check()
         lease.renew()
     holder = holder_of(out)
