@@ -62,7 +62,7 @@ def _since(version: Version, found: Found) -> Comparison | None:
         return None
     try:
         return compare(Found.read(Version(version.out, before[-1])), found)
-    except (LabelQAError, ValueError, LookupError):
+    except (LabelQAError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
