@@ -103,8 +103,8 @@ def score_region(job: RegionJob) -> None:
     assert summary is not None
     whole = {"id": ids} if ids is not None else {}
     whole |= {name: np.concatenate(values) for name, values in columns.items()}
-    job.sink.write_rows(job.region.name, job.region.start, whole)
-    files = dict(
+    files = job.sink.write_rows(job.region.name, job.region.start, whole)
+    files |= dict(
         _write_details(job, name, {column: np.concatenate(each) for column, each in parts.items()}, ids)
         for name, parts in details.items()
     )
@@ -118,9 +118,9 @@ def leave_out_region(job: RegionJob) -> None:
     if job.ids:
         with suppress(InvalidInput):  # they may be what is bad
             ids = as_ids(job.ids.read((slice(start, stop),)))
-    job.sink.leave_out(job.region.name, start, stop, job.outputs, ids)
+    files = job.sink.leave_out(job.region.name, start, stop, job.outputs, ids)
     summary = Summary.of(np.full(stop - start, np.nan), start, None, None, job.worst, {})
-    _write_receipt(job, summary, {"id": ids} if ids is not None else {}, {}, {}, scored=False)
+    _write_receipt(job, summary, {"id": ids} if ids is not None else {}, {}, files, scored=False)
 
 
 def _write_receipt(

@@ -60,7 +60,7 @@ def _previews(
     rows = [int(row) for row in summary.worst.rows[:PREVIEWS]]
     jobs = [make_job(plan, version, manifest, basis, Region(f"row-{row}", row, row + 1)) for row in rows]
     found = {job.region.start: images for job, images in in_flight(client, _preview, jobs, plan.worker_bytes)}
-    return tuple((row, found[row]) for row in rows if found[row] is not None)
+    return tuple((row, images) for row in rows if (images := found[row]) is not None)
 
 
 def _preview(job: RegionJob) -> ExampleImages | None:
