@@ -23,12 +23,12 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Failed
 from prefect.tasks import Task
 
 from flows.cluster import open_cluster, resources_of
 from flows.progress import every, progress_line
-from labelqa_dask.core.errors import InvalidConfig, InvalidInput, OutputInUse, RunConflict, RunFailed
+from labelqa_dask.core.errors import InvalidConfig, InvalidInput, OutdatedRun, OutputInUse, RunConflict, RunFailed
 from labelqa_dask.storage.lease import refuse_if_held
 from labelqa_dask.storage.location import Location
 from pipelines.audit import Audited, run_audit
@@ -40,6 +40,7 @@ from pipelines.regions import Listener, Progress
 T = TypeVar("T")
 
 SKIPPED = "Skipped"
+"""Alerts on cancelled runs are about those that people have cancelled: their trigger is the name of a state."""
 
 _RETRY_DELAYS: list[float] = [5, 30]
 _SECONDS_BETWEEN_UPDATES = 2.0
@@ -51,34 +52,56 @@ _outcome: ContextVar[list[Audited] | None] = ContextVar("outcome", default=None)
 
 
 @flow(name="audit", persist_result=False)
-def audit(config: AuditConfig, fresh: bool = False) -> str | State[str]:
+def audit(config: AuditConfig, fresh: bool = False) -> str | State[Any]:
     """Score the labels of a stored data set, and publish the scores, the worst examples and a report.
 
-    Running it again with the same configuration finishes a run that was interrupted; `fresh` discards one. A run of a
-    deployment is skipped while another one works on its output: its state is Cancelled, and says who.
+    Running it again with the same configuration finishes a run that was interrupted. A run of a deployment discards one
+    that can no longer be finished, as its inputs were rewritten; others are refused then.
     Returns the location of the published version.
+
+    A run of a deployment ends as Failed where what it published is not as expected, and as Skipped, which is a kind of
+    Cancelled, where another run works on its output; its message says more.
+
+    Args:
+        config: What is scored, how, where the scores go, and what runs it: the configuration as in a file.
+        fresh: Discard an unfinished version, and make a new one even if nothing has changed since the last.
     """
     try:
-        audited = _audit(config, fresh)
+        return _audit(config, fresh)
+    except ExpectationsBroken as error:
+        return _ended(Failed(message=str(error)), error)
     except OutputInUse as error:
-        if _is_of_a_deployment():
-            return Cancelled(name=SKIPPED, message=str(error))
-        raise
-    _publish_artifacts(audited)
-    outcome = _outcome.get()
-    if outcome is not None:
-        outcome.append(audited)
-    refuse_broken(audited.findings, str(audited.run.version.location))
-    return str(audited.run.version.location)
+        return _ended(Cancelled(name=SKIPPED, message=str(error)), error)
 
 
-def _audit(config: AuditConfig, fresh: bool) -> Audited:
+def _audit(config: AuditConfig, fresh: bool) -> str:
     listener = _listeners(_progress_artifact(), _watching.get() or _log_progress(get_run_logger()))
     # Before any worker is started in vain.
     refuse_if_held(Location.parse(config.output.uri, config.storage))
     plan = _as_task("plan", make_plan, config, resources_of(config))
     with open_cluster(config) as client:
-        return run_audit(plan, client, listener, fresh=fresh, call=_as_task)
+        try:
+            audited = run_audit(plan, client, listener, fresh=fresh, call=_as_task)
+        except OutdatedRun as error:
+            if not _is_of_a_deployment():
+                raise
+            # Nobody is there to say so, and every later run would be refused as well.
+            get_run_logger().warning("%s It is discarded.", error.what)
+            audited = run_audit(plan, client, listener, fresh=True, call=_as_task)
+    _publish_artifacts(audited)
+    outcome = _outcome.get()
+    if outcome is not None:
+        outcome.append(audited)
+    where = str(audited.run.version.location)
+    refuse_broken(audited.findings, where)
+    return where
+
+
+def _ended(state: State[Any], error: Exception) -> State[Any]:
+    """How a run of a deployment ends, for those who watch the server; whoever called the flow gets the error."""
+    if _is_of_a_deployment():
+        return state
+    raise error
 
 
 def _is_of_a_deployment() -> bool:

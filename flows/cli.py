@@ -128,7 +128,7 @@ def deploy(
     change. Each run may override it, in the UI under Custom run. Workers need this package, and credentials in their
     environment.
     """
-    _quiet_prefect()
+    _no_telemetry()
     from flows.deploy import deploy as make_deployment
 
     deployed = make_deployment(config, settings or (), cron, work_pool)
@@ -159,10 +159,10 @@ def serve(
 ) -> None:
     """Run audits from this process whenever they are due, until it is ended.
 
-    Needs no workers: one machine and a Prefect server, named by PREFECT_API_URL, are enough. Each run is a process of
-    its own. Schedules pause while nobody serves them.
+    Needs no workers: one machine and a Prefect server, named by PREFECT_API_URL, are enough. Audits run one at a time;
+    what is due meanwhile waits. Schedules pause while nobody serves them.
     """
-    _quiet_prefect()
+    _no_telemetry()
     from flows.deploy import serve_configs
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Prefect ends its runs and pauses their schedules
@@ -347,10 +347,14 @@ def _audit(config: AuditConfig, *, fresh: bool, prefect: bool) -> Audited:
         return run_flow(config, listener, fresh=fresh)
 
 
-def _quiet_prefect() -> None:
-    """Prefect without telemetry and with the terminal left to our progress; its own logs still reach its server."""
+def _no_telemetry() -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+def _quiet_prefect() -> None:
+    """Prefect without telemetry and with the terminal left to our progress; its own logs still reach its server."""
+    _no_telemetry()
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 

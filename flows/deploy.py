@@ -8,7 +8,8 @@ when the server restarts fails the run that holds it, and may stay held.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def deploy(path: Path, overrides: Sequence[str], cron: str | None, work_pool: st
 def serve_configs(paths: Sequence[Path], overrides: Sequence[str], cron: str | None) -> None:
     """Make or replace the deployments of some configurations, and run them from this process until it is ended.
 
+    One at a time: an audit on this machine counts on all of its memory. What is due meanwhile waits.
+
     Raises
     ------
     InvalidConfig
@@ -72,7 +75,7 @@ def serve_configs(paths: Sequence[Path], overrides: Sequence[str], cron: str | N
             raise InvalidConfig("is the name of two configurations", name, "Deployments are named by them: rename one.")
     with _server():
         pass
-    serve(*deployments)
+    serve(*deployments, limit=1)
 
 
 def _deployment(path: Path, overrides: Sequence[str], cron: str | None) -> RunnerDeployment:
@@ -103,7 +106,8 @@ def _portable(config: AuditConfig) -> dict[str, Any]:
     return settings
 
 
-def _server() -> SyncPrefectClient:
+@contextmanager
+def _server() -> Iterator[SyncPrefectClient]:
     """A client of the server that keeps schedules.
 
     Raises
@@ -118,11 +122,12 @@ def _server() -> SyncPrefectClient:
             "PREFECT_API_URL",
             "Start one with 'prefect server start', and set PREFECT_API_URL=http://127.0.0.1:4200/api.",
         )
-    client = get_client(sync_client=True)
-    problem = client.api_healthcheck()
-    if problem is not None:
-        raise LabelQAError(f"no Prefect server answers there ({type(problem).__name__})", url, "Check PREFECT_API_URL.")
-    return client
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+        if problem is not None:
+            found = f"no Prefect server answers there ({type(problem).__name__})"
+            raise LabelQAError(found, url, "Check PREFECT_API_URL.")
+        yield client
 
 
 def _work_pool(client: SyncPrefectClient, name: str | None) -> tuple[str, str, bool]:

@@ -235,6 +235,10 @@ class Task(ABC, Generic[ParamsT]):
         """The arrays written with these parameters."""
         return self.outputs
 
+    def held_bytes(self, params: ParamsT, n: int) -> int:
+        """Memory of the global statistics of n examples in a worker, where it grows with them."""
+        return 0
+
     def multiples(self, params: ParamsT) -> Mapping[str, int]:
         """Dimensions along which data come in cells, and how long these are: sizes and blocks hold whole ones."""
         return {}

@@ -158,7 +158,7 @@ def _chosen(hashes: NDArray[np.uint64], level: int) -> NDArray[np.bool_]:
 
 
 def _first_number(block: Block) -> np.uint64:
-    """The number of a block's first row; where chunks are of unknown size, of its number in the chunk and the chunk's."""
+    """The number of a block's first row; where chunks are of unknown size, made of the chunk's number."""
     chunk = block.chunk["example"] + 1 if "example" in block.chunk else 0
     return np.uint64(block.origin.get("example", 0) + (chunk << 40))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from flows.settings import load_config
 from labelqa_dask.core.errors import InvalidConfig
@@ -47,6 +48,22 @@ def test_an_example_configuration_is_valid_and_named_after_its_task(path: Path) 
     config = load_config(path)
     assert config.task == path.stem
     assert config.cluster.kind == "local"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_expectations_of_an_example_are_valid_once_they_are_no_comment(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    begin = lines.index("# expect:")
+    shown = yaml.safe_load("\n".join(line.removeprefix("# ") for line in lines[begin : lines.index("", begin)]))
+    asked_for = {
+        "multiclass": {"find_label_issues": True},
+        "multilabel": {"count_issues": True},
+        "segmentation": {"method": "num_pixel_issues"},
+    }
+    settings = {**yaml.safe_load(path.read_text()), "params": asked_for.get(path.stem, {}), **shown}
+    config = parse_config(settings)
+    assert config.expect.mean_score is not None
+    assert set(shown["expect"]) == config.expect.model_fields_set
 
 
 def test_there_is_an_example_for_each_task() -> None:
