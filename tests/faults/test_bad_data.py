@@ -241,8 +241,7 @@ def test_impossible_shapes_and_types_are_refused_by_the_plan(case: str, kind: st
     audit = audit_of(place, None, example, kind)  # type: ignore[arg-type]
     with pytest.raises((InvalidInput, InvalidConfig)) as caught:
         make_plan(audit.config, RESOURCES)
-    stored = [audit.settings["input"][name]["uri"].partition("*")[0] for name in audit.settings["input"]]
-    assert any(uri.removeprefix("file://") in str(caught.value) for uri in stored), "the input is named"
+    assert place.root in str(caught.value), "the input is named"
 
 
 @on_disk
