@@ -2,7 +2,8 @@
 
 Run as `python -m tests.faults.driver CONFIG BEGUN POINT`, where BEGUN is the file that tells what workers began on, and
 the point is one of `stage NAME` (before a stage begins), `regions STAGE N` (as soon as so many are done), and
-`written PATH` (after that object was written).
+`written PATH` (after that object was written). LABELQA_PIECE_ROWS in the environment makes the pieces small that
+annotations are read in.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from flows.cluster import open_cluster, resources_of
 from flows.settings import load_config
+from labelqa_dask.storage import annotations
 from labelqa_dask.storage.location import Location
 from pipelines.audit import run_audit
 from pipelines.plan import make_plan
@@ -45,6 +47,7 @@ def main(config_path: str, begun: str, kind: str, name: str, number: str = "0") 
             die()
 
     Location.write = write_and_die  # type: ignore[method-assign]
+    annotations.PIECE_ROWS = int(os.environ.get("LABELQA_PIECE_ROWS", annotations.PIECE_ROWS))
     config = load_config(Path(config_path))
     plan = make_plan(config, resources_of(config))
     with open_cluster(config) as client, Invocations(Path(begun)).of_client(client):

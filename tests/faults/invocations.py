@@ -62,5 +62,5 @@ def _name(item: Any) -> str:
         return _name(item[0])
     if hasattr(item, "jobs"):
         return "+".join(job.region.name for job in item.jobs)
-    name: str = item.region.name if hasattr(item, "region") else item.piece.name
+    name: str = item.region.name if hasattr(item, "region") else item.name
     return name
