@@ -55,10 +55,10 @@ class Sink(Protocol):
 
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None: ...
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None: ...
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> Mapping[str, str]: ...
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> dict[str, str]: ...
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
-    ) -> Mapping[str, str]: ...
+    ) -> dict[str, str]: ...
     def metadata(self) -> list[str]:
         """Objects that no region writes, by their path in the version."""
         ...
@@ -97,14 +97,14 @@ class ZarrSink:
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
         self._location_of(name).attempt(name, lambda: self._open(name).__setitem__(index, values))
 
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> Mapping[str, str]:
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> dict[str, str]:
         for name, values in columns.items():
             self.write_block(name, (slice(start, start + len(values)),), values)
         return {}
 
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
-    ) -> Mapping[str, str]:
+    ) -> dict[str, str]:
         for output in outputs:
             location = self._location_of(output.name)
             array = location.attempt(output.name, partial(self._open, output.name))
@@ -167,7 +167,7 @@ def group_documents(outputs: Sequence[OutputArray], attributes: Mapping[str, Any
 
 def _compressor(dtype: np.dtype[Any]) -> BloscCodec | ZstdCodec:
     """Numbers with bytes of equal significance side by side: for floats smaller and faster than plain compression."""
-    if dtype.kind == "O":
+    if dtype == object:
         return ZstdCodec()
     return BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=dtype.itemsize)
 
@@ -184,14 +184,14 @@ class ParquetSink:
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
         raise NotImplementedError(f"{name} has a value per pixel, which Parquet cannot hold; plan refuses this")
 
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> Mapping[str, str]:
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> dict[str, str]:
         n = len(next(iter(columns.values())))
         stored = {name: _as_lists(values) if values.ndim == 2 else values for name, values in columns.items()}
         return self._write(region, {"row": np.arange(start, start + n, dtype=np.int64), **stored})
 
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
-    ) -> Mapping[str, str]:
+    ) -> dict[str, str]:
         columns: dict[str, Any] = {"row": np.arange(start, stop, dtype=np.int64)}
         for output in sorted(outputs, key=lambda output: output.name != "id"):
             kept = output.name == "id" and ids is not None
@@ -225,7 +225,7 @@ class ParquetSink:
         """The file of a region."""
         return f"part-{region}.parquet"
 
-    def _write(self, region: str, columns: Mapping[str, Any]) -> Mapping[str, str]:
+    def _write(self, region: str, columns: Mapping[str, Any]) -> dict[str, str]:
         content = parquet_bytes(pa.table(dict(columns)))
         self.location.write(self.part(region), content)
         return {f"{self.location.name}/{self.part(region)}": content_digest(content)}

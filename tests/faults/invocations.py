@@ -52,9 +52,10 @@ class _Recorder(WorkerPlugin):
 
 
 def _described(task: Any) -> str:
-    """A function, what it is bound to (the number of a pass), and what it is to work on."""
+    """A function, what it is bound to (the number of a pass, another function), and what it is to work on."""
     function, bound = getattr(task.func, "func", task.func), getattr(task.func, "args", ())
-    return f"{function.__name__}{''.join(map(str, bound))} {_name(task.args[0])}"
+    told = (str(getattr(value, "__name__", value)) for value in bound)
+    return f"{function.__name__}{''.join(told)} {_name(task.args[0])}"
 
 
 def _name(item: Any) -> str:
@@ -62,5 +63,5 @@ def _name(item: Any) -> str:
         return _name(item[0])
     if hasattr(item, "jobs"):
         return "+".join(job.region.name for job in item.jobs)
-    name: str = item.region.name if hasattr(item, "region") else item.name
+    name: str = item.name if hasattr(item, "name") else item.region.name
     return name

@@ -15,7 +15,6 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import dask
 import pytest
 import yaml
 from distributed import Client, LocalCluster
@@ -201,87 +200,6 @@ def test_workers_that_are_killed_in_every_stage_are_replaced_and_nothing_is_lost
     assert sum(count - 1 for count in counts.values()) <= sum(killer.in_hand.values()), "only that is done again"
 
 
-# -- grouping
-
-
-@pytest.fixture
-def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Counter[str]]:
-    """Counts how often workers set about each piece and each region of annotations, of which there are many."""
-    file = tmp_path / "notes"
-    monkeypatch.setenv("LABELQA_NOTES", str(file))
-    monkeypatch.setenv("LABELQA_PIECE_ROWS", "20")
-    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", "tests.faults.counting")
-    monkeypatch.setattr(annotations, "PIECE_ROWS", 20)
-    return lambda: Counter(file.read_text().split())
-
-
-def crowd(place: Place, client: Client) -> tuple[Audit, set[str]]:
-    """An audit of annotations, and the names of the jobs that group them."""
-    audit = audit_of_crowd(place, client, LONG, "parquet", "parquet", ids=True).changed(output={"region_rows": 8})
-    plan = make_plan(audit.config, RESOURCES)
-    source = plan.sources["annotations"]
-    assert isinstance(source, annotations.AnnotationsSource)
-    pieces = {f"scatter/{piece.name}" for piece in source.files.pieces}
-    return audit, pieces | {f"gather/{region.name}" for region in plan.layout.regions}
-
-
-GROUPING = [pytest.param("scatter", marks=pytest.mark.slow), "gather"]
-
-
-@on_disk
-@pytest.mark.parametrize("stage", GROUPING)
-def test_grouping_that_is_killed_goes_on_where_it_was(
-    stage: str, place: Place, client: Client, tmp_path: Path, notes: Callable[[], Counter[str]]
-) -> None:
-    audit, jobs = crowd(place, client)
-    begun = Invocations(tmp_path / "begun")
-    kill_driver(audit, begun, ("regions", stage, "4"))
-    recorded = {path.removesuffix(".npz") for path in place.writes("out/v000001/_run/stats")}
-    assert 4 <= sum(name.startswith(stage) for name in recorded) < sum(name.startswith(stage) for name in jobs)
-    finished = drive(audit, begun, "nowhere", "")
-    assert finished.returncode == 0, finished.stderr.decode()
-    found = notes()
-    assert set(found) == jobs
-    assert max(found.values()) <= 2
-    twice = {name for name, count in found.items() if count == 2}
-    assert not twice & recorded, "what is on record is not done again"
-    assert len(twice) <= IN_FLIGHT * WORKERS
-    other = audit.changed(out="undisturbed")
-    other.run()
-    assert audit.published() == other.published()
-    assert verify(audit.location).problems == ()
-
-
-@on_disk
-@pytest.mark.parametrize("stage", GROUPING)
-def test_a_worker_that_is_killed_while_grouping_is_replaced(
-    stage: str, place: Place, client: Client, notes: Callable[[], Counter[str]]
-) -> None:
-    audit, jobs = crowd(place, client)
-    killed: list[int] = []
-    with (
-        dask.config.set({"distributed.worker.preload": ["tests.faults.counting"]}),
-        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster,
-        Client(cluster, set_as_default=False) as doomed,
-    ):
-        pids = list(doomed.run(os.getpid).values())
-
-        def kill_one(progress: Progress) -> None:
-            if progress.stage == stage and progress.done == 3:
-                killed.append(pids[0])
-                os.kill(pids[0], signal.SIGKILL)
-
-        disturbed = Audit(audit.place, audit.data, doomed, audit.settings, out="disturbed")
-        disturbed.run(kill_one)
-    assert killed
-    found = notes()
-    assert set(found) == jobs
-    assert max(found.values()) <= 2
-    assert sum(found.values()) - len(jobs) <= 2 * IN_FLIGHT
-    audit.run()
-    assert disturbed.published() == audit.published()
-
-
 # -- clusters that are no children of the driver
 
 
@@ -380,3 +298,79 @@ def test_a_run_that_has_lost_its_last_worker_waits_for_another(
         other.run(at("score", 3, replace_worker))
     audit.run()
     assert other.published() == audit.published()
+
+
+# -- grouping
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of annotations of which there are many."""
+    monkeypatch.setenv("LABELQA_PIECE_ROWS", "20")
+    monkeypatch.setattr(annotations, "PIECE_ROWS", 20)
+
+
+def crowd(place: Place, client: Client) -> tuple[Audit, set[str]]:
+    """An audit of annotations, and the names of the jobs that group them."""
+    audit = audit_of_crowd(place, client, LONG, "parquet", "parquet", ids=True).changed(output={"region_rows": 8})
+    plan = make_plan(audit.config, RESOURCES)
+    source = plan.sources["annotations"]
+    assert isinstance(source, annotations.AnnotationsSource)
+    pieces = {f"scatter/{piece.name}" for piece in source.files.pieces}
+    return audit, pieces | {f"gather/{region.name}" for region in plan.layout.regions}
+
+
+def grouped(begun: Invocations) -> Counter[str]:
+    """How often each job of grouping was begun."""
+    lines = begun.counts()
+    return Counter({line.split()[1]: count for line, count in lines.items() if line.startswith("_do")})
+
+
+GROUPING = [pytest.param("scatter", marks=pytest.mark.slow), "gather"]
+
+
+@on_disk
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("stage", GROUPING)
+def test_grouping_that_is_killed_goes_on_where_it_was(stage: str, place: Place, client: Client, tmp_path: Path) -> None:
+    audit, jobs = crowd(place, client)
+    begun = Invocations(tmp_path / "begun")
+    kill_driver(audit, begun, ("regions", stage, "4"))
+    recorded = {path.removesuffix(".npz") for path in place.writes("out/v000001/_run/stats")}
+    assert 4 <= sum(name.startswith(stage) for name in recorded) < sum(name.startswith(stage) for name in jobs)
+    finished = drive(audit, begun, "nowhere", "")
+    assert finished.returncode == 0, finished.stderr.decode()
+    found = grouped(begun)
+    assert set(found) == jobs
+    assert max(found.values()) <= 2
+    twice = {name for name, count in found.items() if count == 2}
+    assert not twice & recorded, "what is on record is not done again"
+    assert len(twice) <= WORKERS, "only what was in hand is"
+    other = audit.changed(out="undisturbed")
+    other.run()
+    assert audit.published() == other.published()
+    assert verify(audit.location).problems == ()
+
+
+@on_disk
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("stage", GROUPING)
+def test_a_worker_that_is_killed_while_grouping_is_replaced(
+    stage: str, place: Place, client: Client, tmp_path: Path
+) -> None:
+    audit, jobs = crowd(place, client)
+    begun = Invocations(tmp_path / "begun")
+    with (
+        LocalCluster(n_workers=WORKERS, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as doomed,
+        begun.of_client(doomed),
+    ):
+        pids = list(doomed.run(os.getpid).values())
+        disturbed = replace(audit, client=doomed, out="disturbed")
+        disturbed.run(at(stage, 3, lambda: os.kill(pids[0], signal.SIGKILL)))
+    found = grouped(begun)
+    assert set(found) == jobs
+    assert max(found.values()) <= 2
+    assert sum(found.values()) - len(jobs) <= WORKERS * IN_FLIGHT
+    audit.run()
+    assert disturbed.published() == audit.published()
