@@ -187,6 +187,7 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
     infos = {name: ArrayInfo(_known_shape(source), source.dtype, source.place) for name, source in sources.items()}
     sizes = check_layout(task, infos)
     sizes = {dim: sizes[dim] for dim in task.dims}
+    config.expect.refuse_unknown_classes(sizes.get("class", 0))
     sources = {
         name: replace(source, examples=sizes["example"]) if isinstance(source, AnnotationsSource) else source
         for name, source in sources.items()

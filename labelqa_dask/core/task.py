@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from labelqa_dask.core.charts import Chart
 from labelqa_dask.core.class_scores import ClassPairs, ClassScores
 from labelqa_dask.core.errors import InvalidConfig, nearest
-from labelqa_dask.core.kernels import Array
+from labelqa_dask.core.kernels import Array, precision_of
 from labelqa_dask.core.settings import explain
 
 Stats = Mapping[str, Any]
@@ -77,7 +77,7 @@ class ArraySpec:
             return np.dtype(np.bool_)
         if self.kind in ("labels", "counts"):
             return np.dtype(np.int64)
-        return np.dtype(np.float64 if self.accumulated or predictions.itemsize >= 8 else np.float32)
+        return np.dtype(np.float64) if self.accumulated else precision_of(predictions)
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,7 @@ class Task(ABC, Generic[ParamsT]):
     ranked_by : the output by which examples are ranked, one score per example.
     class_unit : what `class_scores` counts ("examples", "pixels").
     fewest_classes : the number of classes below which the method has no meaning.
+    told_where : what is told only where a parameter has some value, `issues` and `annotators`: its name and the value.
     """
 
     params_model: ClassVar[type[Params]]
@@ -204,6 +205,7 @@ class Task(ABC, Generic[ParamsT]):
     ranked_by: ClassVar[str]
     class_unit: ClassVar[str] = "examples"
     fewest_classes: ClassVar[int] = 2
+    told_where: ClassVar[Mapping[str, tuple[str, Any]]] = {}
 
     @property
     def name(self) -> str:
