@@ -41,7 +41,7 @@ def make(seed: int, *, say: Say = lambda _: None) -> DemoData:
         story=(
             f"How far diabetes went within a year in {len(labels)} real patients (scikit-learn's data); in "
             f"{WRONG_RECORD_SHARE:.0%} of the records the decimal point slipped. A robust linear model, trained on the "
-            f"wrong records too, predicts each patient from the {FOLD_COUNT - 1} folds of {FOLD_COUNT} without that one."
+            f"wrong records too, predicts each patient from {FOLD_COUNT - 1} of {FOLD_COUNT} folds, those without it."
         ),
     )
 
