@@ -51,7 +51,8 @@ def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) 
     files["summary.json"] = dump_json(summary)
     files["report.html"] = render_report(summary, worst, _previews(selection), charts, tables, since).encode()
     told = {"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")}
-    version.publish(files, plan.sink(version.location).metadata(), told)
+    written_before = ["_run/manifest.json", "_run/timings.json", *plan.sink(version.location).metadata()]
+    version.publish(files, written_before, told)
     return summary
 
 

@@ -113,12 +113,12 @@ class Version:
             return None
         try:
             manifest: Json = json.loads(content)
-            return manifest if manifest["digest"] == manifest_digest(manifest) else None
+            return manifest if manifest.pop("checksum") == _digest(manifest) else None
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def write_manifest(self, manifest: Json) -> None:
-        self.run.write("manifest.json", dump_json(manifest))
+        self.run.write("manifest.json", dump_json({**manifest, "checksum": _digest(manifest)}))
 
     def receipts(self, basis: str) -> Iterator[Receipt]:
         """The valid receipts that rest on a basis, in the order of their regions; listed once, held one at a time."""
@@ -174,17 +174,20 @@ class Version:
             self.location.write(path, file)
             digests[path] = content_digest(file)
         self.run.write("published.json", Published(digests).to_json())
-        self.out.write("latest.json", dump_json({"version": self.name, **content}))
+        pointer = {"version": self.name, **content}
+        self.out.write("latest.json", dump_json({**pointer, "checksum": _digest(pointer)}))
 
 
 def latest(out: Location) -> Version | None:
-    """The newest complete version."""
+    """The newest complete version; a pointer that was restored by hand needs no checksum."""
     content = out.read_if_exists("latest.json")
     if content is None:
         return None
     try:
-        name = json.loads(content)["version"]
-    except (ValueError, KeyError, TypeError):
+        pointer = json.loads(content)
+        checksum = pointer.pop("checksum", None)
+        name = pointer["version"] if checksum in (None, _digest(pointer)) else ""
+    except (ValueError, KeyError, TypeError, AttributeError):
         name = ""
     if not _is_version(str(name)):
         raise StorageError(
