@@ -172,15 +172,18 @@ def serve(
 @app.command()
 def demo(
     task: Annotated[
-        str, typer.Option(help="segmentation, multiclass, multilabel, multiannotator or regression.")
+        str,
+        typer.Option(
+            help="segmentation, multiclass, multilabel, multiannotator, regression, or diabetes (regression too)."
+        ),
     ] = "segmentation",
     out: Annotated[Path, typer.Option(help="Folder for the data, the configuration and the results.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Which labels are corrupted, and how.")] = 0,
 ) -> None:
     """Audit real data whose labels were corrupted on purpose, and say how many of those were found.
 
-    Trains a real model on scikit-learn's handwritten digits, out of sample, and runs the whole audit on a local
-    cluster. Takes about a minute.
+    Trains a real model on scikit-learn's handwritten digits or patients (regression: on simulated throws), out of
+    sample, and runs the whole audit on a local cluster. Takes about a minute.
     """
     from flows import demo as demonstration
     from flows.settings import load_config
