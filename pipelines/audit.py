@@ -84,6 +84,7 @@ def run_audit(
         version, resumed = call("open", open_version, out, planned, fresh)
         if version == published:
             _refuse_quarantined(plan, version, planned["digest"])
+            clear(version)
             return Audited(Run(version), _findings(plan, Run(version)), unchanged=True, resumed=False)
         _work(plan, version, version.manifest() or planned, client, listener, call, resumed, lease)
     return Audited(Run(version), _findings(plan, Run(version)), unchanged=False, resumed=resumed)

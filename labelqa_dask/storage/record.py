@@ -34,7 +34,7 @@ class Sealed:
     def to_json(self) -> bytes:
         content = dict(_encode(self))
         content["digest"] = _digest(content)
-        return dump_json(content)
+        return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Self | None:
