@@ -22,7 +22,7 @@ from labelqa_dask.storage.record import Version
 from pipelines.compare import QUANTILES, SUSPICIOUS, Comparison, Found, choose_versions, compare
 from pipelines.report.changes import headline, remarks, sections
 from tests.pipelines.audits import Audit, Interrupted, interrupt, on_disk, store_again
-from tests.pipelines.test_group import LONG, audit_of, store_rows
+from tests.pipelines.crowds import LONG, audit_of, store_rows
 from tests.stores import Place
 
 
