@@ -5,6 +5,7 @@ What is published depends on the input and the settings alone: no clock, no name
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,8 +28,11 @@ from pipelines.select import Selection
 _MOST_LISTED = 100
 
 
-def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
-    """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
+def publish(plan: Plan, version: Version, manifest: Json, selection: Selection, check: Callable[[], None]) -> Json:
+    """Write the list of the worst, the classes, the summary and the report; then make the version the latest.
+
+    What checks that this run may still publish is called just before.
+    """
     basis = basis_of(manifest["digest"], [region.region for region in selection.bad])
     stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
     summary = _summary(plan, manifest, selection, stats, _crowd(plan, version, manifest["digest"], stats))
@@ -44,7 +48,7 @@ def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) 
     files["summary.json"] = dump_json(summary)
     files["report.html"] = render_report(summary, worst, _previews(selection), charts, tables).encode()
     told = {"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")}
-    version.publish(files, plan.sink(version.location).metadata(), told)
+    version.publish(files, plan.sink(version.location).metadata(), told, check)
     return summary
 
 

@@ -258,7 +258,13 @@ class Location:
         except StorageError:
             raise
         except (exceptions.BaseError, OSError) as error:
-            raise _explained(error, place) from error
+            explained = _explained(error, place)
+            if not isinstance(explained, MissingObject):
+                raise explained from error
+            try:
+                raise explained
+            finally:  # what Zarr says of a missing array is two kinds of exception at once: no worker can send it back
+                explained.__context__ = None
 
 
 def map_ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT], threads: int) -> Iterator[ResultT]:
