@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ class Whole:
     sizes : extent along each dimension.
     resolution : step of quantised probabilities, else 0.
     rows, threads : examples per block and number of threads; chosen by size and cores where not given.
+    kept : what walks over a block have left for later ones, by its examples.
     """
 
     arrays: Mapping[str, Array]
@@ -45,6 +46,7 @@ class Whole:
     resolution: float = 0.0
     rows: int | None = None
     threads: int | None = None
+    kept: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
 
     def map_blocks(self, function: Callable[[Block], T], examples: range) -> Iterator[T]:
         """Results of a function on each block of some examples, in order."""
@@ -59,7 +61,8 @@ class Whole:
 
     def _block(self, start: int, stop: int) -> Block:
         arrays = {name: array[start:stop] for name, array in self.arrays.items()}
-        return Block(arrays, {"example": start}, self.resolution, sizes=self.sizes)
+        kept = self.kept.setdefault((start, stop), {})
+        return Block(arrays, {"example": start}, self.resolution, sizes=self.sizes, kept=kept)
 
 
 def reduce_arrays(task: Task[Any], whole: Whole, params: Any) -> dict[str, Any]:

@@ -86,7 +86,8 @@ class Elements:
         return offsets
 
 
-# Makes the elements of a block; the last argument asks for predicted classes.
+# Makes the elements of a block, and checks them where there are no statistics yet; the last argument asks for predicted
+# classes.
 Inspect = Callable[[Block, Any, Stats, bool], Elements]
 
 
@@ -284,6 +285,15 @@ class IssueSearch:
             ties &= _index(elements, block, rows.start) <= marks[wanted - 1]
         return below | ties
 
+    def elements(self, block: Block, params: Any, stats: Stats, predict: bool) -> Elements:
+        """The elements of a block: made once where blocks keep what was made of them, else by each walk."""
+        if block.kept is None:
+            return self._inspect(block, params, stats, predict)
+        if "elements" not in block.kept:
+            block.kept["elements"] = self._inspect(block, params, stats, True)
+        elements: Elements = block.kept["elements"]
+        return elements
+
     def statistics(self, stats: Stats) -> dict[str, Any]:
         """What readers are told: the thresholds, the estimated number of issues, the highest score of a candidate."""
         cutoff = self._cutoff(stats)
@@ -294,14 +304,14 @@ class IssueSearch:
         }
 
     def _count(self, block: Block, params: Any, stats: Stats) -> IssueCount:
-        elements = self._inspect(block, params, stats, True)
+        elements = self.elements(block, params, stats, True)
         return IssueCount.of(elements, issue_thresholds(stats[self._thresholds.name]))
 
     def _if_there_are_issues(self, params: Any, stats: Stats, n: int) -> range | None:
         return range(n) if self.estimated(stats) else None
 
     def _count_next_bits(self, block: Block, params: Any, stats: Stats) -> Counts:
-        scores = self._inspect(block, params, stats, False).scores
+        scores = self.elements(block, params, stats, False).scores
         counts = np.zeros(_BINS, np.int64)
         _count_next(scores.ravel(), _bits_of(scores).ravel(), _found(self._first_bits(stats)).key, counts)
         return Counts(counts)
@@ -311,7 +321,7 @@ class IssueSearch:
         return range(n) if cutoff and cutoff.bits < stats["issue_count"].bits else None
 
     def _count_last_bits(self, block: Block, params: Any, stats: Stats) -> KeyCounts:
-        keys = _keys(self._inspect(block, params, stats, False).scores)
+        keys = _keys(self.elements(block, params, stats, False).scores)
         among = keys[keys >> np.uint64(32) == _found(self._next_bits(stats)).key]
         return KeyCounts.of(among & np.uint64(0xFFFFFFFF))
 
@@ -320,7 +330,7 @@ class IssueSearch:
         return range(n) if cutoff and cutoff.wanted < cutoff.equal else None
 
     def _count_ties(self, block: Block, params: Any, stats: Stats) -> Counts:
-        ties = self._inspect(block, params, stats, False).scores == _score_of(_found(self._cutoff(stats)))
+        ties = self.elements(block, params, stats, False).scores == _score_of(_found(self._cutoff(stats)))
         n = block.sizes["example"]
         rows = np.arange(len(ties)) + block.origin["example"]
         per_row = ties.reshape(len(ties), -1).sum(axis=1)
@@ -332,7 +342,7 @@ class IssueSearch:
     def _mark_ties(self, block: Block, params: Any, stats: Stats) -> TieBits:
         cutoff = _found(self._cutoff(stats))
         rows, _ = self._last_ties(cutoff, stats, block.sizes["example"])
-        elements = self._inspect(block, params, stats, False)
+        elements = self.elements(block, params, stats, False)
         marks = np.zeros(len(rows) * int(np.prod(elements.extent, dtype=np.int64)), bool)
         marks[_index(elements, block, rows.start)[elements.scores == _score_of(cutoff)]] = True
         return TieBits(np.packbits(marks))

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from labelqa_dask.core.charts import Chart
 from labelqa_dask.core.class_scores import ClassPairs, ClassScores
 from labelqa_dask.core.errors import InvalidConfig, nearest
-from labelqa_dask.core.kernels import Array
+from labelqa_dask.core.kernels import Array, precision_of
 from labelqa_dask.core.settings import explain
 
 Stats = Mapping[str, Any]
@@ -77,7 +77,7 @@ class ArraySpec:
             return np.dtype(np.bool_)
         if self.kind in ("labels", "counts"):
             return np.dtype(np.int64)
-        return np.dtype(np.float64 if self.accumulated or predictions.itemsize >= 8 else np.float32)
+        return np.dtype(np.float64) if self.accumulated else precision_of(predictions)
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ class Block:
         Step of quantised probabilities (0 where they were stored as floats); widens the check of row sums.
     sizes : mapping of str to int
         Extent of the whole data along each dimension where it is known.
+    kept : dict, optional
+        What earlier walks over this block have left for later ones, where memory is there for it.
     """
 
     arrays: Mapping[str, Array]
@@ -103,6 +105,7 @@ class Block:
     resolution: float = 0.0
     chunk: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    kept: dict[str, Any] | None = None
 
     def __getitem__(self, name: str) -> Array:
         return self.arrays[name]
@@ -121,8 +124,10 @@ class Block:
         """The part of this block that holds the examples from `start` to `stop` of the whole data."""
         first = self.origin.get("example", 0)
         start, stop = max(start, first), max(start, stop)
+        if start == first and stop >= first + len(next(iter(self.arrays.values()))):
+            return self
         arrays = {name: array[start - first : stop - first] for name, array in self.arrays.items()}
-        return replace(self, arrays=arrays, origin={**self.origin, "example": start})
+        return replace(self, arrays=arrays, origin={**self.origin, "example": start}, kept=None)
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,7 @@ class Task(ABC, Generic[ParamsT]):
     ranked_by : the output by which examples are ranked, one score per example.
     class_unit : what `class_scores` counts ("examples", "pixels").
     fewest_classes : the number of classes below which the method has no meaning.
+    told_where : what is told only where a parameter has some value, `issues` and `annotators`: its name and the value.
     """
 
     params_model: ClassVar[type[Params]]
@@ -199,6 +205,7 @@ class Task(ABC, Generic[ParamsT]):
     ranked_by: ClassVar[str]
     class_unit: ClassVar[str] = "examples"
     fewest_classes: ClassVar[int] = 2
+    told_where: ClassVar[Mapping[str, tuple[str, Any]]] = {}
 
     @property
     def name(self) -> str:
@@ -227,6 +234,10 @@ class Task(ABC, Generic[ParamsT]):
     def written(self, params: ParamsT) -> tuple[ArraySpec, ...]:
         """The arrays written with these parameters."""
         return self.outputs
+
+    def held_bytes(self, params: ParamsT, n: int) -> int:
+        """Memory of the global statistics of n examples in a worker, where it grows with them."""
+        return 0
 
     def multiples(self, params: ParamsT) -> Mapping[str, int]:
         """Dimensions along which data come in cells, and how long these are: sizes and blocks hold whole ones."""

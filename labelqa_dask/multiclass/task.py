@@ -61,6 +61,7 @@ class Multiclass(Task[MulticlassParams]):
     )
     outputs: ClassVar = (ArraySpec("label_quality_score", ("example",), "scores"),)
     ranked_by = "label_quality_score"
+    told_where: ClassVar = {"issues": ("find_label_issues", True)}
 
     def written(self, params: MulticlassParams) -> tuple[ArraySpec, ...]:
         issues = ArraySpec("is_issue", ("example",), "issues")
@@ -78,16 +79,17 @@ class Multiclass(Task[MulticlassParams]):
 
     def score(self, block: Block, params: MulticlassParams, stats: Stats) -> dict[str, Any]:
         thresholds = stats["confident_thresholds"] if params.adjust_pred_probs else None
-        scores = {"label_quality_score": _scores(block, params, thresholds)}
         if not params.find_label_issues:
-            return scores
-        elements = _inspect(block, params, stats, True)
-        candidates = _search(params).candidates(elements, block, stats)
+            return {"label_quality_score": _scores(block, params, thresholds)}
+        search = _search(params)
+        elements = search.elements(block, params, stats, True)
+        candidates = search.candidates(elements, block, stats)
         given = np.take_along_axis(block["pred_probs"], elements.labels[:, None].astype(np.intp), axis=1)[:, 0]
         nearly = given.astype(elements.confidence.dtype) + elements.confidence.dtype.type(_AGREEMENT_MARGIN)
         issues = candidates & (elements.predicted != elements.labels) & (nearly <= elements.confidence)
         pairs = ClassPairs.of(elements.labels, elements.predicted, issues, elements.k)
-        return {**scores, "is_issue": issues, "issue_pairs": pairs}
+        scores = elements.scores if thresholds is None else _scores(block, params, thresholds)
+        return {"label_quality_score": scores, "is_issue": issues, "issue_pairs": pairs}
 
     def class_scores(self, block: Block, scores: Mapping[str, Any]) -> ClassScores:
         return ClassScores.of(block["labels"], scores["label_quality_score"], block["pred_probs"].shape[1])

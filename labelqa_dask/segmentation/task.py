@@ -103,6 +103,7 @@ class Segmentation(Task[SegmentationParams]):
     )
     ranked_by = "image_scores"
     class_unit = "pixels"
+    told_where: ClassVar = {"issues": ("method", "num_pixel_issues")}
 
     def written(self, params: SegmentationParams) -> tuple[ArraySpec, ...]:
         if params.method == "softmin":
@@ -124,11 +125,10 @@ class Segmentation(Task[SegmentationParams]):
             softmin = Softmin.empty(len(pixels.scores), params.temperature)
             kernels.add_softmin(pixels.scores, params.temperature, softmin.lowest, softmin.weighted, softmin.weight)
             return {"image_scores": softmin, "pixel_scores": pixels.scores}
-        pixels = _inspect(block, params, check=False)
-        if params.downsample == 1:
-            candidates = _ISSUES.candidates(pixels, block, stats)
-        else:
-            candidates = _ISSUES.candidates(_cells(block, params, stats, False), block, stats)
+        pixels = cells = _ISSUES.elements(block, params, stats, params.downsample == 1)
+        candidates = _ISSUES.candidates(cells, block, stats)
+        if params.downsample > 1:
+            pixels = _inspect(block, params, check=False)
             candidates = candidates.repeat(params.downsample, axis=1).repeat(params.downsample, axis=2)
             candidates &= ~np.isnan(pixels.scores)
         issues = candidates & (pixels.predicted != pixels.labels)
@@ -198,13 +198,17 @@ def _inspect(
 
 
 def _cells(block: Block, params: SegmentationParams, stats: Stats, predict: bool) -> Elements:
-    """What issues are looked for among: pixels that have been checked, or cells of them."""
+    """What issues are looked for among: pixels, or cells of them; the first walk checks every pixel."""
+    unchecked = not stats
+    if params.downsample == 1:
+        return _inspect(block, params, check=unchecked, predict=predict)
+    if unchecked:
+        _inspect(block, params, predict=False)
     return _inspect(block, params, check=False, predict=predict, factor=params.downsample)
 
 
 def _class_means(block: Block, params: SegmentationParams, stats: Stats) -> ClassMeans:
-    pixels = _inspect(block, params, predict=False)
-    cells = pixels if params.downsample == 1 else _cells(block, params, stats, False)
+    cells = _ISSUES.elements(block, params, stats, False)
     return ClassMeans.of(cells.labels, cells.scores, cells.k)
 
 

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from labelqa_dask.core.errors import LabelQAError, RunConflict
+from labelqa_dask.core.errors import LabelQAError, OutputInUse, RunConflict
 from labelqa_dask.storage.location import Location
 
 LEASE_SECONDS = 90.0
@@ -127,7 +127,7 @@ def holding(out: Location) -> Iterator[Lease]:
 
     Raises
     ------
-    RunConflict
+    OutputInUse
         Where somebody else holds it, saying who and since when.
     """
     key = uuid4().hex
@@ -145,6 +145,18 @@ def holding(out: Location) -> Iterator[Lease]:
             out.delete_object(_path(lease.me))
     finally:
         _claimed.discard(key)
+
+
+def refuse_if_held(out: Location) -> None:
+    """Refuse to work on an output that somebody else holds the lease of, saying who and since when.
+
+    Raises
+    ------
+    OutputInUse
+    """
+    holder = holder_of(out)
+    if holder is not None:
+        raise _refusal(out, holder)
 
 
 def _keep_renewing(lease: Lease, ended: threading.Event) -> None:
@@ -184,10 +196,10 @@ def _hold(out: Location, me: Holder, before: list[Holder]) -> Holder:
     return held
 
 
-def _refusal(out: Location, holder: Holder) -> RunConflict:
+def _refusal(out: Location, holder: Holder) -> OutputInUse:
     since = datetime.fromtimestamp(holder.since, UTC).isoformat(timespec="seconds")
     expires = datetime.fromtimestamp(holder.heard + LEASE_SECONDS, UTC).isoformat(timespec="seconds")
-    return RunConflict(
+    return OutputInUse(
         f"process {holder.pid} on {holder.host} has been working on this output since {since}",
         str(out),
         f"Wait until it ends, or choose another output. If it is dead, its lease expires at {expires}: run the same "

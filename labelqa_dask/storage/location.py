@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import time
 from collections import deque
@@ -19,11 +20,13 @@ from datetime import timedelta
 from functools import lru_cache, partial
 from itertools import chain, islice
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import obstore
 from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from labelqa_dask.core.errors import InvalidConfig, StorageError
 
@@ -46,6 +49,12 @@ _READ_AHEAD = 16
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0
 _DENIED = ("403 Forbidden", "401 Unauthorized", "Permission denied (os error 13)")
 
+# A name and a password before the host, and the signature of a URL that was made to be passed on.
+_SECRETS = re.compile(
+    r"(?<=://)[^/@]*(?=@)|(?<=[?&])(?:sig|signature|awsaccesskeyid|x-amz-[\w-]+|x-goog-[\w-]+)=.*", re.IGNORECASE
+)
+_NO_SECRETS = "Leave them out, and set them in the environment."
+
 
 class StorageOptions(BaseModel):
     """How to reach an object store; credentials come from the environment, never from here."""
@@ -61,6 +70,19 @@ class StorageOptions(BaseModel):
     """A request that takes longer is retried."""
     retry_seconds: float = Field(default=180, ge=0, le=86400)
     """How long failing requests are retried before the run stops."""
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        """Refuse what is no address, or more than one; it is not told what was given, which may be secret."""
+        parts = urlsplit(value or "http://none")
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise PydanticCustomError("secret", "must be of the form https://host or https://host:port")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise PydanticCustomError(
+                "secret", "must be an address alone, as it is written down: set credentials in the environment"
+            )
+        return value
 
 
 @dataclass(frozen=True)
@@ -91,17 +113,20 @@ class Location:
         scheme, separator, path = os.fspath(url).partition("://")
         if not separator:
             scheme, path = "file", scheme
+        told = os.fspath(url) if scheme == "file" else _SECRETS.sub("…", os.fspath(url))
         if scheme not in _STORES:
             raise InvalidConfig(
-                f"scheme {scheme!r} is not supported", os.fspath(url), f"Use a path, or one of {', '.join(_STORES)}://."
+                f"scheme {scheme!r} is not supported", told, f"Use a path, or one of {', '.join(_STORES)}://."
             )
+        if told != os.fspath(url):
+            raise InvalidConfig("has credentials in it, which would be written down with it", told, _NO_SECRETS)
         if scheme == "file":
             path = os.path.abspath(os.path.expanduser(path))
         path = path.rstrip("/")
         if not path:
-            raise InvalidConfig("names no folder or bucket", os.fspath(url))
+            raise InvalidConfig("names no folder or bucket", told)
         if not {"", ".", ".."}.isdisjoint(path.removeprefix("/").split("/")):
-            raise InvalidConfig("has a part that is empty, '.' or '..'", os.fspath(url))
+            raise InvalidConfig("has a part that is empty, '.' or '..'", told)
         return cls(f"{scheme}://{path}", options or StorageOptions())
 
     def __truediv__(self, path: str) -> Location:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labelqa_dask.core.errors import RunConflict
+from labelqa_dask.core.errors import OutputInUse, RunConflict
 from labelqa_dask.storage import lease as leases
 from labelqa_dask.storage.lease import LEASE_SECONDS, Holder, holder_of, holding
 from labelqa_dask.storage.location import Location
@@ -53,7 +53,7 @@ def test_an_output_is_held_for_the_block_and_free_after(place: Place) -> None:
         holder = holder_of(out)
         assert holder is not None
         assert (holder.host, holder.pid) == (HERE, os.getpid())
-        with pytest.raises(RunConflict, match=rf"process {os.getpid()} on .* has been working on this output since"):
+        with pytest.raises(OutputInUse, match=rf"process {os.getpid()} on .* has been working on this output since"):
             holding(out).__enter__()
         assert holder_of(out) == holder, "a refused run must not disturb the one that holds"
     assert holder_of(out) is None
@@ -70,7 +70,7 @@ def test_an_output_is_free_after_an_error(place: Place) -> None:
 def test_a_holder_elsewhere_is_respected_until_its_lease_expires(place: Place) -> None:
     out = place("out")
     write_claim(out, heard=time.time() - LEASE_SECONDS / 2)
-    with pytest.raises(RunConflict, match=rf"{ELSEWHERE}.*choose another output.*expires at .* run the same"):
+    with pytest.raises(OutputInUse, match=rf"{ELSEWHERE}.*choose another output.*expires at .* run the same"):
         holding(out).__enter__()
     write_claim(out, heard=time.time() - LEASE_SECONDS - 1)
     with holding(out) as lease:
@@ -87,7 +87,7 @@ def test_a_dead_process_of_this_machine_holds_nothing(place: Place) -> None:
 def test_a_process_of_another_container_under_the_same_name_is_not_taken_for_dead(place: Place) -> None:
     out = place("out")
     write_claim(out, host=HERE, pid=ended_process(), heard=time.time(), processes="pid:[1]")
-    with pytest.raises(RunConflict, match="has been working"):
+    with pytest.raises(OutputInUse, match="has been working"):
         holding(out).__enter__()
 
 
@@ -178,7 +178,7 @@ def test_in_whatever_order_two_act_on_a_store_at_most_one_holds(order: list[int]
         leases._claimed.add(str(number))
         try:
             return bool(leases._claim(out, str(number)))
-        except RunConflict:
+        except OutputInUse:
             return False
         finally:
             turns.end()
