@@ -284,11 +284,13 @@ class Location:
             raise
         except (exceptions.BaseError, OSError) as error:
             explained = _explained(error, place)
-            if not isinstance(explained, MissingObject):
+            if not isinstance(explained, MissingObject | AccessDenied):
                 raise explained from error
+            # What Zarr says of a missing array is two kinds of exception at once, which no worker can send back, and
+            # what a server says of access that it denied may quote the credentials.
             try:
                 raise explained
-            finally:  # what Zarr says of a missing array is two kinds of exception at once: no worker can send it back
+            finally:
                 explained.__context__ = None
 
 
@@ -343,6 +345,10 @@ class MissingObject(StorageError, FileNotFoundError):
     __str__ = StorageError.__str__
 
 
+class AccessDenied(StorageError):
+    """An object that the credentials in the environment do not give access to."""
+
+
 class CutOff(StorageError):
     """An answer that ended before it was complete."""
 
@@ -362,7 +368,7 @@ def _explained(error: Exception, place: str) -> StorageError:
         return MissingObject("does not exist", place)
     denied = isinstance(error, PermissionError | exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
     if denied or any(sign in text for sign in _DENIED):
-        return StorageError(
+        return AccessDenied(
             "access was denied",
             place,
             "Check the credentials in the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or a role) "

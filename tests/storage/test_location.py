@@ -78,6 +78,24 @@ def test_urls_that_name_nothing_are_refused(url: str, message: str) -> None:
         Location.parse(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("s3://name:MARKER@bucket/x", "s3://…@bucket/x: has credentials in it"),
+        ("s3://MARKER@bucket/x", "s3://…@bucket/x: has credentials in it"),
+        ("az://container/x?sv=1&sig=MARKER", "az://container/x?sv=1&…: has credentials in it"),
+        ("s3://bucket/x?X-Amz-Signature=MARKER", "s3://bucket/x?…: has credentials in it"),
+        ("s3://a:MARKER@b//x?sig=MARKER", "s3://…@b//x?…: has credentials in it"),
+        ("https://store/x?X-Amz-Credential=id&X-Amz-Signature=MARKER", "https://store/x?…: scheme 'https' is not"),
+    ],
+)
+def test_urls_that_hold_credentials_are_refused_without_telling_them(url: str, told: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        Location.parse(url)
+    assert str(caught.value).startswith(told)
+    assert "MARKER" not in str(caught.value)
+
+
 def test_locations_are_built_by_slashes_and_taken_apart_again() -> None:
     location = Location.parse("s3://bucket/a") / "b/c.parquet"
     assert location.url == "s3://bucket/a/b/c.parquet"
