@@ -40,6 +40,11 @@ _STORES: dict[str, tuple[Any, str]] = {
     "gs": (GCSStore, "base_url"),
     "az": (AzureStore, "endpoint"),
 }
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
 # Asked for the role of the machine where the environment holds no credentials.
 _INSTANCE_METADATA = "169.254.169.254"
 _NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
@@ -360,7 +365,7 @@ def _explained(error: Exception, place: str) -> StorageError:
         return StorageError(
             "there are no credentials in the environment",
             place,
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or storage.anonymous: true for a public bucket.",
+            f"Set {_CREDENTIALS[place.partition('://')[0]]}, or storage.anonymous: true for a public bucket.",
         )
     if any(sign in text for sign in _NO_BUCKET):
         return StorageError("the bucket does not exist", place, "Check its name and storage.endpoint_url, or make it.")
@@ -371,8 +376,8 @@ def _explained(error: Exception, place: str) -> StorageError:
         return AccessDenied(
             "access was denied",
             place,
-            "Check the credentials in the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or a role) "
-            "and the policy of the bucket."
+            f"Check the credentials in the environment ({_CREDENTIALS[place.partition('://')[0]]}, or a role) and the "
+            "policy of the bucket."
             if "://" in place
             else "Check the permissions of the folder.",
         )
