@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
+from unicodedata import category
 
 import typer
 from rich.markup import escape
@@ -435,7 +436,7 @@ def _table_of(frame: pd.DataFrame) -> Table:
 
 def _printable(text: str) -> str:
     """What comes from data, without what would command the terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return "".join("\N{REPLACEMENT CHARACTER}" if category(character) == "Cc" else character for character in text)
 
 
 if __name__ == "__main__":
