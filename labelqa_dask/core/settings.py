@@ -21,7 +21,8 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Inval
             problems.append(f"missing setting {place!r}")
         else:
             message = found["msg"].removeprefix("Value error, ")
-            problems.append(f"{place}: {message} (got {_short(found['input'])})" if place else message)
+            given = "" if found["type"] == "secret" else f" (got {_short(found['input'])})"
+            problems.append(f"{place}: {message}{given}" if place else message)
     return InvalidConfig("; ".join(problems), where)
 
 
