@@ -200,7 +200,9 @@ def _each(
 ) -> Iterator[tuple[JobT, Json]]:
     """Receipts of jobs as they are done; after the first few that cannot be done, one error lists them."""
     problems: list[str] = []
-    for job, result in in_flight(client, function, jobs, plan.worker_bytes, lambda: len(problems) >= _PLACES):
+    for job, result in in_flight(
+        client, function, jobs, plan.worker_bytes, plan.resources.threads, lambda: len(problems) >= _PLACES
+    ):
         if isinstance(result, _Problem):
             problems.append(result.message)
         else:

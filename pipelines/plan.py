@@ -44,6 +44,10 @@ class Resources:
     threads_per_worker: int
     memory_limit: int
 
+    @property
+    def threads(self) -> int:
+        return self.workers * self.threads_per_worker
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -188,13 +188,16 @@ def in_flight(
     function: Callable[[ItemT], ResultT],
     items: Iterable[ItemT],
     worker_bytes: int,
+    threads: int,
     enough: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[ItemT, ResultT]]:
     """Run a function on each item on the cluster; yields items with results as they complete.
 
     A few items per thread are under way at a time, so neither the client nor the scheduler holds a graph that grows
-    with the data; what is still under way when the caller stops is given back. Once there is `enough` no further items
-    are begun. `worker_bytes`, the planned memory of a worker, is told where workers die.
+    with the data; what is still under way when the caller stops is given back. Threads are those of the workers that
+    are there, or the planned `threads` where more are to come: an adaptive cluster grows only to the work it is given.
+    Once there is `enough` no further items are begun. `worker_bytes`, the planned memory of a worker, is told where
+    workers die.
     """
     waiting = iter(items)
     begun: dict[Future[Any], ItemT] = {}
@@ -203,7 +206,7 @@ def in_flight(
     def begin() -> None:
         if enough():
             return
-        width = max(2, _REGIONS_PER_THREAD * sum(client.nthreads().values()))
+        width = _REGIONS_PER_THREAD * max(threads, sum(client.nthreads().values()))
         for item in islice(waiting, max(0, width - len(begun))):
             future = client.submit(function, item, pure=False, retries=_RETRIES)
             begun[future] = item
@@ -239,7 +242,9 @@ def regions_in_flight(
     client: Client, function: Callable[[ItemT], Outcome], items: Iterable[ItemT], plan: Plan, bad: BadRegions
 ) -> Iterator[tuple[ItemT, Any]]:
     """As `in_flight`, for work on regions: bad ones are collected, and where they are not to be left out, refused."""
-    for item, outcome in in_flight(client, function, items, plan.worker_bytes, lambda: bad.are_enough):
+    for item, outcome in in_flight(
+        client, function, items, plan.worker_bytes, plan.resources.threads, lambda: bad.are_enough
+    ):
         bad.add(outcome.bad)
         yield item, outcome.result
     bad.refuse()

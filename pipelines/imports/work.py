@@ -121,7 +121,7 @@ def work_through(
     total = sum(job.units for job in jobs)
     meter = Meter(stage, total, listener, done=sum(job.units for job, _ in done), unit=unit)
     yield from done
-    for job, state in in_flight(client, partial(_do, work), left, demand.worker_bytes):
+    for job, state in in_flight(client, partial(_do, work), left, demand.worker_bytes, demand.resources.threads):
         meter.advance(job.units, job.units, job.nbytes)
         yield job, state
 
