@@ -15,7 +15,7 @@ from uuid import uuid4
 import dask
 from dask.utils import parse_bytes
 from distributed import Status
-from distributed.deploy import Cluster
+from distributed.deploy.cluster import Cluster
 
 from labelqa_dask.core.errors import InvalidConfig, RunFailed
 from pipelines.clusters import AnyBegunCluster, AnyJobsCluster, CoiledCluster, JobsCluster, KubernetesCluster
