@@ -27,6 +27,7 @@ from labelqa_dask.storage.record import (
 from labelqa_dask.storage.run import Run
 from pipelines.bad_data import BadRegions
 from pipelines.estimate import estimate
+from pipelines.expect import Finding, evaluate
 from pipelines.group import clear, group
 from pipelines.plan import Plan, make_plan, software_versions
 from pipelines.publish import publish
@@ -40,9 +41,10 @@ Call = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Audited:
-    """What an audit came to: the published run, and whether it had been published before."""
+    """What an audit came to: the published run, whether it is as expected, and whether it had been published before."""
 
     run: Run
+    findings: tuple[Finding, ...]
     unchanged: bool
     resumed: bool
 
@@ -82,9 +84,16 @@ def run_audit(
         version, resumed = call("open", open_version, out, planned, fresh)
         if version == published:
             _refuse_quarantined(plan, version, planned["digest"])
-            return Audited(Run(version), unchanged=True, resumed=False)
+            clear(version)
+            return Audited(Run(version), _findings(plan, Run(version)), unchanged=True, resumed=False)
         _work(plan, version, version.manifest() or planned, client, listener, call, resumed, lease)
-    return Audited(Run(version), unchanged=False, resumed=resumed)
+    return Audited(Run(version), _findings(plan, Run(version)), unchanged=False, resumed=resumed)
+
+
+def _findings(plan: Plan, run: Run) -> tuple[Finding, ...]:
+    """What is published, measured by what is expected of it now."""
+    expect = plan.config.expect
+    return evaluate(expect, run.summary, run.annotators if expect.annotator_quality else None)
 
 
 def _work(

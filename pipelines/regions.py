@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from dask.utils import format_bytes
 from distributed import Client, Future, KilledWorker, as_completed
-from distributed.client import FutureCancelledError
+from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import NoValidWorkerError
 
@@ -188,16 +188,13 @@ def in_flight(
     function: Callable[[ItemT], ResultT],
     items: Iterable[ItemT],
     worker_bytes: int,
-    threads: int,
     enough: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[ItemT, ResultT]]:
     """Run a function on each item on the cluster; yields items with results as they complete.
 
     A few items per thread are under way at a time, so neither the client nor the scheduler holds a graph that grows
-    with the data; what is still under way when the caller stops is given back. Threads are those of the workers that
-    are there, or the planned `threads` where more are to come: an adaptive cluster grows only to the work it is given.
-    Once there is `enough` no further items are begun. `worker_bytes`, the planned memory of a worker, is told where
-    workers die.
+    with the data; what is still under way when the caller stops is given back. Once there is `enough` no further items
+    are begun. `worker_bytes`, the planned memory of a worker, is told where workers die.
     """
     waiting = iter(items)
     begun: dict[Future[Any], ItemT] = {}
@@ -206,7 +203,7 @@ def in_flight(
     def begin() -> None:
         if enough():
             return
-        width = _REGIONS_PER_THREAD * max(threads, sum(client.nthreads().values()))
+        width = max(2, _REGIONS_PER_THREAD * _threads(client))
         for item in islice(waiting, max(0, width - len(begun))):
             future = client.submit(function, item, pure=False, retries=_RETRIES)
             begun[future] = item
@@ -227,24 +224,34 @@ def in_flight(
             f"They probably ran out of memory: the plan was {format_bytes(worker_bytes)} per worker. "
             "Raise memory_limit, or lower threads_per_worker; finished regions are kept.",
         ) from None
-    except (CommClosedError, FutureCancelledError) as error:
-        raise RunFailed(
-            f"the connection to the Dask scheduler was lost ({type(error).__name__})",
-            "cluster",
-            "Run the same command again; finished regions are kept.",
-        ) from None
+    except (CommClosedError, FutureCancelledError, ClosedClientError) as error:
+        raise _scheduler_lost(error) from None
     finally:
         for future in begun:
             future.release()
+
+
+def _threads(client: Client) -> int:
+    """How many threads all workers have now."""
+    try:
+        return sum(client.nthreads().values())
+    except OSError as error:
+        raise _scheduler_lost(error) from None
+
+
+def _scheduler_lost(error: Exception) -> RunFailed:
+    return RunFailed(
+        f"the connection to the Dask scheduler was lost ({type(error).__name__})",
+        "cluster",
+        "Run the same command again; finished regions are kept.",
+    )
 
 
 def regions_in_flight(
     client: Client, function: Callable[[ItemT], Outcome], items: Iterable[ItemT], plan: Plan, bad: BadRegions
 ) -> Iterator[tuple[ItemT, Any]]:
     """As `in_flight`, for work on regions: bad ones are collected, and where they are not to be left out, refused."""
-    for item, outcome in in_flight(
-        client, function, items, plan.worker_bytes, plan.resources.threads, lambda: bad.are_enough
-    ):
+    for item, outcome in in_flight(client, function, items, plan.worker_bytes, lambda: bad.are_enough):
         bad.add(outcome.bad)
         yield item, outcome.result
     bad.refuse()

@@ -44,7 +44,7 @@ class MultilabelParams(Params):
                 "choose self_confidence or normalized_margin, or leave the probabilities unadjusted"
             )
         other = "temperature" if self.aggregator == "exponential_moving_average" else "alpha"
-        if other in self.model_fields_set:
+        if getattr(self, other) != type(self).model_fields[other].default:
             raise ValueError(f"{other} has no meaning for the aggregator {self.aggregator}")
         return self
 
@@ -116,6 +116,7 @@ class Multilabel(Task[MultilabelParams]):
     )
     ranked_by = "label_quality_score"
     fewest_classes = 1
+    told_where: ClassVar = {"issues": ("count_issues", True)}
 
     def passes(self, params: MultilabelParams) -> tuple[Pass[MultilabelParams], ...]:
         thresholds = Pass("confident_thresholds", ClassMeans, class_means)

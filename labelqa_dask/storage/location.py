@@ -6,6 +6,7 @@ store itself; what still fails raises an error that names the object.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -44,6 +45,8 @@ _NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
 _CUT_OFF = "request or response body error"
 _READ_AHEAD = 16
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0
+# What a disk says that is full, or a quota that is used up.
+_FULL = (f"(os error {errno.ENOSPC})", f"(os error {errno.EDQUOT})")
 _DENIED = ("403 Forbidden", "401 Unauthorized", "Permission denied (os error 13)")
 
 
@@ -338,6 +341,12 @@ def _explained(error: Exception, place: str) -> StorageError:
             "and the policy of the bucket."
             if "://" in place
             else "Check the permissions of the folder.",
+        )
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(sign in text for sign in _FULL):
+        return StorageError(
+            "there is no space left on the disk, or a quota is used up",
+            place,
+            "Make room there, then run the same command again; what is finished is kept.",
         )
     if _CUT_OFF in text.splitlines()[0]:
         return CutOff(text.splitlines()[0], place, "Requests were retried until the deadline.")

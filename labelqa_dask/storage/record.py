@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar, get_type_hints
 
 import numpy as np
 
-from labelqa_dask.core.errors import RunConflict, StorageError
+from labelqa_dask.core.errors import OutdatedRun, RunConflict, StorageError
 from labelqa_dask.core.summary import Summary
 from labelqa_dask.storage.location import Location
 
@@ -34,7 +34,7 @@ class Sealed:
     def to_json(self) -> bytes:
         content = dict(_encode(self))
         content["digest"] = _digest(content)
-        return dump_json(content)
+        return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Self | None:
@@ -113,12 +113,12 @@ class Version:
             return None
         try:
             manifest: Json = json.loads(content)
-            return manifest if manifest["digest"] == manifest_digest(manifest) else None
+            return manifest if manifest.pop("checksum") == _digest(manifest) else None
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def write_manifest(self, manifest: Json) -> None:
-        self.run.write("manifest.json", dump_json(manifest))
+        self.run.write("manifest.json", dump_json({**manifest, "checksum": _digest(manifest)}))
 
     def receipts(self, basis: str) -> Iterator[Receipt]:
         """The valid receipts that rest on a basis, in the order of their regions; listed once, held one at a time."""
@@ -174,17 +174,20 @@ class Version:
             self.location.write(path, file)
             digests[path] = content_digest(file)
         self.run.write("published.json", Published(digests).to_json())
-        self.out.write("latest.json", dump_json({"version": self.name, **content}))
+        pointer = {"version": self.name, **content}
+        self.out.write("latest.json", dump_json({**pointer, "checksum": _digest(pointer)}))
 
 
 def latest(out: Location) -> Version | None:
-    """The newest complete version."""
+    """The newest complete version; a pointer that was restored by hand needs no checksum."""
     content = out.read_if_exists("latest.json")
     if content is None:
         return None
     try:
-        name = json.loads(content)["version"]
-    except (ValueError, KeyError, TypeError):
+        pointer = json.loads(content)
+        checksum = pointer.pop("checksum", None)
+        name = pointer["version"] if checksum in (None, _digest(pointer)) else ""
+    except (ValueError, KeyError, TypeError, AttributeError):
         name = ""
     if not _is_version(str(name)):
         raise StorageError(
@@ -217,6 +220,8 @@ def _is_version(name: str) -> bool:
 
 # Parts of a manifest that say when and by what it was made, not what is to be computed.
 _CIRCUMSTANCES = ("created", "software", "digest")
+# Parts of an input that are found, not set.
+_FACTS = ("shape", "dtype", "objects", "bytes", "digest")
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
@@ -231,15 +236,22 @@ def basis_of(manifest: str, left_out: Iterable[str]) -> str:
 
 
 def check_same(manifest: Json, planned: Json, where: str) -> None:
-    """Refuse to continue a run with other settings or inputs than it was begun with, naming what differs."""
+    """Refuse to continue a run with other settings or inputs than it was begun with, naming what differs.
+
+    Raises
+    ------
+    OutdatedRun
+        Where the inputs are other data in the same places.
+    RunConflict
+        Where anything else differs.
+    """
     then, now = (dict(_flatten({k: v for k, v in m.items() if k not in _CIRCUMSTANCES})) for m in (manifest, planned))
-    changes = [
-        f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now"
-        for key in sorted({*then, *now})
-        if then.get(key) != now.get(key)
-    ]
+    changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
+    changes = [f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now" for key in changed]
     if changes:
-        raise RunConflict(
+        of_inputs = [key.split(".") for key in changed if key.startswith("inputs.")]
+        outdated = bool(of_inputs) and all(fact in _FACTS for _, _, fact in of_inputs)
+        raise (OutdatedRun if outdated else RunConflict)(
             "an unfinished run there was begun with other settings or inputs: " + "; ".join(changes),
             where,
             "Run it as it was begun to finish it, or add --fresh to discard it and start anew.",

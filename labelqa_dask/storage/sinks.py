@@ -17,13 +17,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
-from zarr.abc.store import Store
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 from zarr.storage import ObjectStore as ZarrObjectStore
 
 from labelqa_dask.core.errors import StorageError
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.storage.location import Location
+from labelqa_dask.storage.record import content_digest
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,16 @@ class Sink(Protocol):
     """Where scores go.
 
     `write_block` may be called for parts that cover whole chunks; `write_rows` once per region, or `leave_out` for one
-    without scores: those are missing then (NaN, or -1 where they are integers; in Parquet null).
+    without scores: those are missing then (NaN, or -1 where they are integers; in Parquet null). Both return digests of
+    the objects that they have written whole, by path in the version, where the format has such.
     """
 
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None: ...
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None: ...
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None: ...
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> dict[str, str]: ...
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
-    ) -> None: ...
+    ) -> dict[str, str]: ...
     def metadata(self) -> list[str]:
         """Objects that no region writes, by their path in the version."""
         ...
@@ -86,24 +89,28 @@ class ZarrSink:
         for name in sorted(set(self.groups.values())):
             location = self.location / f"{name}.zarr"
             location.create()
-            inside = [output for output in outputs if output.group == name]
-            with location.errors_of(""):
-                store = ZarrObjectStore(location.store)
-            location.attempt("", partial(create_group, store, inside, attributes))
+            documents = group_documents([output for output in outputs if output.group == name], attributes)
+            for path, content in documents.items():
+                if location.read_if_exists(path) != content:
+                    location.write(path, content)
 
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
         self._location_of(name).attempt(name, lambda: self._open(name).__setitem__(index, values))
 
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> dict[str, str]:
         for name, values in columns.items():
             self.write_block(name, (slice(start, start + len(values)),), values)
+        return {}
 
-    def leave_out(self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None) -> None:
+    def leave_out(
+        self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
+    ) -> dict[str, str]:
         for output in outputs:
             location = self._location_of(output.name)
             array = location.attempt(output.name, partial(self._open, output.name))
             values = ids if output.name == "id" and ids is not None else array.fill_value
             location.attempt(output.name, partial(array.__setitem__, slice(start, stop), values))
+        return {}
 
     def metadata(self) -> list[str]:
         groups = [f"{group}.zarr/zarr.json" for group in sorted(set(self.groups.values()))]
@@ -132,12 +139,15 @@ class ZarrSink:
         return self._arrays[name]
 
 
-def create_group(store: Store, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
-    """Make a group (format 3) of arrays with consolidated metadata; arrays that are there already stay."""
+def group_documents(outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> dict[str, bytes]:
+    """The metadata of a group (format 3) of arrays, consolidated, as the objects they are stored in, by path.
+
+    Each chunk ends in a checksum: decompressing what was cut off may read what happens to lie behind it in memory.
+    """
+    objects: dict[str, Buffer] = {}
+    store = MemoryStore(objects)
     group = zarr.open_group(store, mode="a", zarr_format=3, attributes=dict(attributes))
     for output in outputs:
-        if output.name in group:
-            continue
         missing = {"f": np.nan, "i": -1}.get(output.dtype.kind)
         group.create_array(
             output.name,
@@ -146,16 +156,19 @@ def create_group(store: Store, outputs: Sequence[OutputArray], attributes: Mappi
             chunks=output.chunks,
             dimension_names=output.dims,
             fill_value=missing if output.fill_value is None else output.fill_value,
-            compressors="auto" if output.dtype == object else _compressor(output.dtype),
+            compressors=(_compressor(output.dtype), Crc32cCodec()),
             attributes=dict(output.attributes),
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(store)
+    return {path: content.to_bytes() for path, content in objects.items() if path.endswith("zarr.json")}
 
 
-def _compressor(dtype: np.dtype[Any]) -> BloscCodec:
-    """Bytes of equal significance side by side: for floats smaller and faster than plain compression."""
+def _compressor(dtype: np.dtype[Any]) -> BloscCodec | ZstdCodec:
+    """Numbers with bytes of equal significance side by side: for floats smaller and faster than plain compression."""
+    if dtype == object:
+        return ZstdCodec()
     return BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=dtype.itemsize)
 
 
@@ -171,17 +184,19 @@ class ParquetSink:
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
         raise NotImplementedError(f"{name} has a value per pixel, which Parquet cannot hold; plan refuses this")
 
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> dict[str, str]:
         n = len(next(iter(columns.values())))
         stored = {name: _as_lists(values) if values.ndim == 2 else values for name, values in columns.items()}
-        self._write(region, {"row": np.arange(start, start + n, dtype=np.int64), **stored})
+        return self._write(region, {"row": np.arange(start, start + n, dtype=np.int64), **stored})
 
-    def leave_out(self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None) -> None:
+    def leave_out(
+        self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
+    ) -> dict[str, str]:
         columns: dict[str, Any] = {"row": np.arange(start, stop, dtype=np.int64)}
         for output in sorted(outputs, key=lambda output: output.name != "id"):
             kept = output.name == "id" and ids is not None
             columns[output.name] = ids if kept else pa.nulls(stop - start, _arrow_type(output))
-        self._write(region, columns)
+        return self._write(region, columns)
 
     def metadata(self) -> list[str]:
         return []
@@ -210,8 +225,10 @@ class ParquetSink:
         """The file of a region."""
         return f"part-{region}.parquet"
 
-    def _write(self, region: str, columns: Mapping[str, Any]) -> None:
-        self.location.write(self.part(region), parquet_bytes(pa.table(dict(columns))))
+    def _write(self, region: str, columns: Mapping[str, Any]) -> dict[str, str]:
+        content = parquet_bytes(pa.table(dict(columns)))
+        self.location.write(self.part(region), content)
+        return {f"{self.location.name}/{self.part(region)}": content_digest(content)}
 
 
 def _arrow_type(output: OutputArray) -> pa.DataType:
@@ -225,10 +242,22 @@ def _as_lists(values: Array) -> pa.FixedSizeListArray:
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as a Parquet file; the same table gives the same bytes."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    """A table as a Parquet file; the same table gives the same bytes.
+
+    Scores and rows hardly ever repeat, so a dictionary of them is built in vain; with the bytes of equal significance
+    side by side, and the differences between rows, fast compression leaves less than slow compression does without.
+    """
+    encodings = {field.name: encoding for field in table.schema if (encoding := _encoding(field.type))}
+    buffer = pa.BufferOutputStream()
+    repeating = [field.name for field in table.schema if pa.types.is_string(field.type)]
+    pq.write_table(table, buffer, compression="snappy", use_dictionary=repeating, column_encoding=encodings)
+    return buffer.getvalue().to_pybytes()
+
+
+def _encoding(value: pa.DataType) -> str | None:
+    if pa.types.is_floating(value):
+        return "BYTE_STREAM_SPLIT"
+    return "DELTA_BINARY_PACKED" if pa.types.is_int64(value) else None
 
 
 def checksum(values: Array) -> str:

@@ -16,8 +16,10 @@ from tests.faults.at_host import BUCKET
 from tests.faults.hosts import Host, Network, network
 from tests.stores import REGION
 
-IMAGES = 240
+IMAGES = 120
 LONGEST_SECONDS = 240
+# Three regions for each thread of two workers are under way.
+AT_ONCE = 6
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -81,7 +83,8 @@ def test_a_host_is_cut_off_and_another_comes_and_the_result_is_that_of_an_undist
 
     remote = write_config(tmp_path / "remote.yaml", endpoint, "disturbed", {"kind": "address", "address": address})
     run = hosts.start(driver, "-m", "flows.cli", "run", "--no-prefect", str(remote))
-    wait_until(lambda: {*receipts(hosts.log(store), "disturbed")} == {first.address, second.address})
+    both = {first.address, second.address}
+    wait_until(lambda: run.poll() is not None or {*receipts(hosts.log(store), "disturbed")} == both)
     hosts.unplug(first)
     third = start_worker(hosts, "third", address)
     assert run.wait(LONGEST_SECONDS) == 0, hosts.log(driver).read_text()
@@ -89,7 +92,7 @@ def test_a_host_is_cut_off_and_another_comes_and_the_result_is_that_of_an_undist
     wrote = receipts(hosts.log(store), "disturbed")
     assert {*wrote} == {first.address, second.address, third.address}
     assert first.address not in wrote[wrote.index(third.address) :], "it was cut off"
-    assert len(wrote) >= IMAGES
+    assert IMAGES <= len(wrote) <= IMAGES + AT_ONCE, "what the lost host had in hand may have been done already"
 
     local = write_config(tmp_path / "local.yaml", endpoint, "undisturbed", {"workers": 1, "memory_limit": "2GiB"})
     hosts.run(driver, "-m", "flows.cli", "run", "--no-prefect", str(local))

@@ -22,6 +22,7 @@ from flows.cluster import open_cluster, resources_of
 from labelqa_dask.core.errors import InvalidConfig, RunFailed
 from pipelines.config import parse_config
 from pipelines.plan import Resources
+from pipelines.regions import in_flight
 from tests.pipelines.audits import wait_until
 
 GIB = 1 << 30
@@ -189,12 +190,13 @@ def test_a_queue_grows_to_its_maximum_while_there_is_work(batch_system: Path):
         "slurm", workers={"minimum": 0, "maximum": 2}, memory_limit="1GiB", env={"FROM": "the configuration"}
     )
     with open_cluster(settings) as client:
-        work = client.map(lambda i: time.sleep(0.2) or i, range(40), pure=False)
-        wait_until(lambda: len(client.scheduler_info()["workers"]) == 2)
-        assert client.gather(work) == list(range(40))
+        work = in_flight(client, lambda i: time.sleep(0.2) or os.getpid(), range(1000), GIB)
+        processes: set[int] = set()
+        while len(processes) < 2:
+            processes.add(next(work)[1])
+        work.close()
         for worker in client.scheduler_info()["workers"].values():
             assert (worker["nthreads"], worker["memory_limit"]) == (1, GIB)
-        processes = client.run(os.getpid).values()
         for variables in client.run(lambda: dict(os.environ)).values():
             assert variables.items() >= {**ALLOCATOR, "FROM": "the configuration"}.items()
     assert len(list(batch_system.glob("*.sh"))) == 2
