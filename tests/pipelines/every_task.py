@@ -16,7 +16,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from labelqa_dask.storage.location import Location, StorageOptions
-from tests.faults.tasks import ROWS, TASKS, Example, audit_of, store_parquet, store_zarr
+from tests.faults.tasks import FORMATS, ROWS, TASKS, Example, audit_of, store_parquet, store_zarr
 from tests.pipelines.audits import Audit
 from tests.stores import Place
 from tests.strategies import crowd_data, long_form
@@ -24,11 +24,8 @@ from tests.strategies import crowd_data, long_form
 _REGION_ROWS = 15
 _ANNOTATORS, _CLASSES = 7, 4
 Name = Callable[[int], str]
-AUDITS = [
-    *((name, kind) for name, example in TASKS.items() for kind in ("zarr", "parquet")[: 1 + example.parquet]),
-    ("multiannotator", "zarr"),
-    ("multiannotator", "parquet"),
-]
+AUDITS = FORMATS
+"""Every task in every format that it takes."""
 
 
 def audit_on(
