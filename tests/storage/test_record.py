@@ -298,7 +298,7 @@ def test_no_flipped_bit_of_a_manifest_goes_unnoticed(version: Version) -> None:
 
 
 def test_no_flipped_bit_of_a_pointer_leads_elsewhere(version: Version) -> None:
-    version.publish({}, [], {"task": "multiclass"})
+    version.publish({}, [], {"task": "multiclass"}, unopposed)
     noticed = 0
     content = version.out.read("latest.json")
     for flipped in flips(content):
