@@ -262,8 +262,8 @@ class IssueSearch:
             Pass("issue_count", IssueCount, self._count),
             Pass("issue_cutoff", Counts, self._count_next_bits, self._if_there_are_issues),
             Pass("issue_cutoff_last_bits", KeyCounts, self._count_last_bits, self._if_bits_are_left),
-            Pass("issue_ties", Counts, self._count_ties, self._if_some_ties_are_wanted),
-            Pass("issue_ties_in_rows", TieBits, self._mark_ties, self._rows_of_the_last_tie),
+            Pass("issue_ties", Counts, self._count_ties, self._if_some_ties_are_wanted, by_row=True),
+            Pass("issue_ties_in_rows", TieBits, self._mark_ties, self._rows_of_the_last_tie, by_row=True),
         )
 
     def estimated(self, stats: Stats) -> int:

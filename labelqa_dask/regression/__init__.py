@@ -236,8 +236,12 @@ class Regression(Task[RegressionParams]):
     def passes(self, params: RegressionParams) -> tuple[Pass[RegressionParams], ...]:
         if params.method == "residual":
             return ()
-        steps = (Pass("survey", Survey, survey),)
+        steps = (Pass("survey", Survey, survey, by_row=True),)
         return steps if params.neighbors == "exact" else (*steps, Pass("count", Count, count, unless_exact))
+
+    def scores_unseen(self, params: RegressionParams) -> bool:
+        """Distances are known where rows were counted only."""
+        return params.method == "residual"
 
     def score(self, block: Block, params: RegressionParams, stats: Stats) -> dict[str, Any]:
         if params.method == "residual":
