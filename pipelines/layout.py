@@ -96,7 +96,8 @@ def choose_layout(
 
     `regular` asks for regions of one length, as Zarr output needs; otherwise they follow the row groups of the files.
     `gathered_bytes` is what is kept of each example until its region is written.
-    The cut depends on the input and the settings alone, never on the cluster.
+    The cut depends on the input and the settings alone, never on the cluster, and moves little where the input grows:
+    lengths are rounded, so that they change only now and then, and regions begin anew at `seams` of the input.
     """
     leader = task.inputs[-1]
     source = sources[leader.name]
@@ -104,18 +105,37 @@ def choose_layout(
     stored = {dim: c for dim, c in zip(leader.dims, source.chunks, strict=True) if c is not None}
     chunk = {dim: math.lcm(c, multiples.get(dim, 1)) for dim, c in stored.items()}
     irregular = "example" not in chunk
-    granule = int(np.diff(source.row_bounds()).max()) if irregular else min(chunk["example"], n)
+    granule = _rounded_up(int(np.diff(source.row_bounds()).max())) if irregular else min(chunk["example"], n)
     tile = _choose_tile(task, sources, sizes, {**chunk, "example": granule})
     row_bytes = block_bytes(task, sources, {**sizes, **tile, "example": 1})
     block_rows = granule * max(1, BLOCK_BYTES // max(1, row_bytes * granule))
     example_bytes = block_bytes(task, sources, {**sizes, "example": 1})
     most = min(REGION_BYTES // max(1, example_bytes), BLOCK_BYTES // max(1, gathered_bytes), REGION_ROWS)
-    wanted = region_rows or min(-(-n // FEWEST_REGIONS), max(1, most))
+    wanted = region_rows or _power_of_two(min(n // FEWEST_REGIONS, most))
     block_rows = min(block_rows, -(-wanted // granule) * granule)
     step = -(-wanted // block_rows) * block_rows
-    bounds = tuple(group_bounds(source.row_bounds(), wanted)) if irregular and not regular else None
+    bounds = _region_bounds(source, wanted) if irregular and not regular else None
     block = {**sizes, **tile, "example": block_rows}
     return Layout(dict(sizes), Regions(n, step, bounds), block)
+
+
+def _region_bounds(source: Source, most: int) -> tuple[int, ...]:
+    """Parts of at most so many rows, where one part is not already longer; each run between seams by itself."""
+    rows = source.row_bounds()
+    ends = np.unique([0, *np.searchsorted(rows, source.seams(most)), len(rows) - 1])
+    runs = (group_bounds(rows[start : stop + 1], most) for start, stop in pairwise(ends))
+    return (*(bound for run in runs for bound in run[:-1]), int(rows[-1]))
+
+
+def _power_of_two(rows: int) -> int:
+    """The largest that is no more than some rows; at least 1."""
+    return 1 << max(rows, 1).bit_length() - 1
+
+
+def _rounded_up(rows: int) -> int:
+    """To three bits: by a quarter at most."""
+    step = 1 << max(0, rows.bit_length() - 3)
+    return -(-rows // step) * step
 
 
 def block_bytes(task: Task[Any], sources: Mapping[str, Source], block: Mapping[str, int]) -> int:

@@ -464,7 +464,7 @@ def test_labels_in_a_long_row_group_count_with_what_they_take_once_read(tmp_path
         "output": {"uri": "out", "format": "parquet", "region_rows": 10**5},
     }
     plan = make_plan(parse_config(config), PLENTY)
-    assert plan.layout.block["example"] == 10**5
+    assert 10**5 <= plan.layout.block["example"] <= 1.25 * 10**5
     assert (tmp_path / "labels.parquet").stat().st_size < 10**5
     assert plan.region_bytes > n * 8
 
