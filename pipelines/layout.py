@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labelqa_dask.core.task import Task
+from labelqa_dask.storage.record import Json
 from labelqa_dask.storage.sources import Source
 
 BLOCK_BYTES = 64 << 20
@@ -51,6 +52,18 @@ class Regions:
     def __iter__(self) -> Iterator[Region]:
         return (self[i] for i in range(len(self)))
 
+    @classmethod
+    def of(cls, manifest: Json) -> Self:
+        """The regions of a run that was planned before."""
+        cut = manifest["layout"]
+        bounds = cut["region_bounds"]
+        return cls(cut["sizes"]["example"], cut["region_rows"], tuple(bounds) if bounds else None)
+
+    @property
+    def starts(self) -> list[int]:
+        """First row of each region, and the end of the last."""
+        return list(self.bounds or (*range(0, self.rows, self.step), self.rows))
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -67,9 +80,10 @@ class Layout:
     regions: Regions
     block: Mapping[str, int]
 
-    def of_one(self, region: Region) -> Layout:
-        """The cut of one region, which is small however many there are."""
-        return replace(self, regions=Regions(self.regions.rows, self.regions.step, (region.start, region.stop)))
+    def of_one(self, region: Region, examples: int) -> Layout:
+        """The cut of one region, which is small however many there are; so many examples count as the whole data."""
+        regions = Regions(examples, self.regions.step, (region.start, region.stop))
+        return replace(self, sizes={**self.sizes, "example": examples}, regions=regions)
 
     def tiles(self) -> Iterator[dict[str, slice]]:
         """Slices that cut an example into blocks; one that takes all of it where it is not cut."""

@@ -17,12 +17,14 @@ from labelqa_dask.core.summary import HISTOGRAM_BINS, Summary
 from labelqa_dask.core.task import Block, Stats
 from labelqa_dask.storage.record import Json, Version, basis_of, dump_json
 from labelqa_dask.storage.sinks import parquet_bytes
+from pipelines.frozen import frozen_statistics, remarks
 from pipelines.group import facts
 from pipelines.layout import Region
 from pipelines.plan import Plan
-from pipelines.regions import make_job, statistics
+from pipelines.regions import make_job
 from pipelines.report import Preview, render_report
 from pipelines.select import Selection
+from pipelines.statistics import statistics
 
 _MOST_LISTED = 100
 
@@ -30,8 +32,9 @@ _MOST_LISTED = 100
 def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
     """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
     basis = basis_of(manifest["digest"], [region.region for region in selection.bad])
-    stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
-    summary = _summary(plan, manifest, selection, stats, _crowd(plan, version, manifest["digest"], stats))
+    stats = statistics(plan.task.name, plan.params, plan.counted, version, basis, None)
+    frozen = frozen_statistics(plan, version, manifest, stats, basis)
+    summary = _summary(plan, manifest, selection, stats, frozen, _crowd(plan, version, manifest["digest"], stats))
     charts = plan.task.charts(plan.params, stats)
     worst = worst_table(plan, selection.summary)
     files = {"worst.parquet": parquet_bytes(_typed(pa.Table.from_pandas(worst, preserve_index=False)))}
@@ -80,7 +83,7 @@ def _with_missing(values: Array) -> Any:
     return pd.arrays.IntegerArray(values, none) if none.any() else values
 
 
-def _summary(plan: Plan, manifest: Json, selection: Selection, stats: Stats, crowd: Json) -> Json:
+def _summary(plan: Plan, manifest: Json, selection: Selection, stats: Stats, frozen: Json | None, crowd: Json) -> Json:
     summary, bad = selection.summary, selection.bad
     classes = None
     if summary.classes is not None:
@@ -110,8 +113,9 @@ def _summary(plan: Plan, manifest: Json, selection: Selection, stats: Stats, cro
         },
         "classes": classes,
         "issues": _issues(summary, plan.task.class_unit),
-        "remarks": list(plan.task.remarks(plan.params, stats)),
+        "remarks": [*plan.task.remarks(plan.params, stats), *remarks(frozen)],
         "statistics": plan.task.statistics(plan.params, stats),
+        "frozen": frozen,
         **crowd,
         "worst": len(summary.worst.rows),
         "inputs": manifest["inputs"],

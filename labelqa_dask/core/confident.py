@@ -361,9 +361,9 @@ class IssueSearch:
         return whole.narrowed(range(_BINS), found.reached, 16) if wanted else None
 
     def _next_bits(self, stats: Stats) -> Cutoff | None:
-        """The first 32 bits."""
-        cutoff = self._first_bits(stats)
-        return cutoff and cutoff.narrowed(range(_BINS), stats["issue_cutoff"].reached, 16)
+        """The first 32 bits; None also where nobody has looked for them."""
+        cutoff, next_bits = self._first_bits(stats), stats["issue_cutoff"]
+        return None if cutoff is None or next_bits is None else cutoff.narrowed(range(_BINS), next_bits.reached, 16)
 
     def _cutoff(self, stats: Stats) -> Cutoff | None:
         """All bits."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from hashlib import sha256
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,9 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 
 from labelqa_dask.core.errors import StorageError
 from labelqa_dask.core.kernels import Array
-from labelqa_dask.storage.location import Location
+from labelqa_dask.storage.location import Location, map_ahead
+
+_COPIES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,16 @@ class Sink(Protocol):
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
     ) -> None: ...
+    def take_over(
+        self, former: Location, was: tuple[str, int], region: str, start: int, stop: int, outputs: Sequence[OutputArray]
+    ) -> None:
+        """Copy what was written for the rows of a region in a former version, a folder of the same place.
+
+        There the region may have had another name and another first row. Raises FileNotFoundError where something is
+        missing there.
+        """
+        ...
+
     def metadata(self) -> list[str]:
         """Objects that no region writes, by their path in the version."""
         ...
@@ -105,6 +118,23 @@ class ZarrSink:
             values = ids if output.name == "id" and ids is not None else array.fill_value
             location.attempt(output.name, partial(array.__setitem__, slice(start, stop), values))
 
+    def take_over(
+        self, former: Location, was: tuple[str, int], region: str, start: int, stop: int, outputs: Sequence[OutputArray]
+    ) -> None:
+        for output in outputs:
+            array = self._location_of(output.name).attempt(output.name, partial(self._open, output.name))
+            length, *others = output.chunks
+            within = [range(-(-size // chunk)) for size, chunk in zip(output.shape[1:], others, strict=True)]
+            folder = f"{output.group}.zarr/{output.name}"
+            pairs = []
+            for number, *inner in product(range(-(-(stop - start) // length)), *within):
+                keys = (
+                    array.metadata.encode_chunk_key((first // length + number, *inner)) for first in (was[1], start)
+                )
+                pairs.append((f"{folder}/{next(keys)}", f"{folder}/{next(keys)}"))
+            # A chunk in which nothing is marked is not written.
+            _copy(former, self.location, pairs, may_be_missing=output.dtype == np.bool_)
+
     def metadata(self) -> list[str]:
         groups = [f"{group}.zarr/zarr.json" for group in sorted(set(self.groups.values()))]
         return [*groups, *(f"{group}.zarr/{name}/zarr.json" for name, group in self.groups.items())]
@@ -130,6 +160,22 @@ class ZarrSink:
             store = ZarrObjectStore(self._location_of(name).store)
             self._arrays[name] = zarr.open_array(store, path=name, mode="r+")
         return self._arrays[name]
+
+
+def _copy(former: Location, version: Location, pairs: Sequence[tuple[str, str]], *, may_be_missing: bool) -> None:
+    """Copy objects of one version into another, by their paths in them."""
+
+    def copy(pair: tuple[str, str]) -> None:
+        to = f"{version.name}/{pair[1]}"
+        try:
+            version.parent.copy(f"{former.name}/{pair[0]}", to)
+        except FileNotFoundError:
+            if not may_be_missing:
+                raise
+            version.parent.delete_object(to)
+
+    for _ in map_ahead(copy, pairs, _COPIES_AT_ONCE):
+        pass
 
 
 def create_group(store: Store, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
@@ -182,6 +228,17 @@ class ParquetSink:
             kept = output.name == "id" and ids is not None
             columns[output.name] = ids if kept else pa.nulls(stop - start, _arrow_type(output))
         self._write(region, columns)
+
+    def take_over(
+        self, former: Location, was: tuple[str, int], region: str, start: int, stop: int, outputs: Sequence[OutputArray]
+    ) -> None:
+        old, new = (f"{self.location.name}/{self.part(name)}" for name in (was[0], region))
+        if was[1] == start:
+            _copy(former, self.location.parent, [(old, new)], may_be_missing=False)
+            return
+        table = pq.read_table(io.BytesIO(former.read(old)))
+        numbers = pa.array(np.arange(start, stop, dtype=np.int64))
+        self.location.parent.write(new, parquet_bytes(table.set_column(0, "row", numbers)))
 
     def metadata(self) -> list[str]:
         return []
