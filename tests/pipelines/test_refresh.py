@@ -1,0 +1,139 @@
+"""The next version of an output: only what has changed is read, and the result is that of a run from scratch."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from distributed import Client
+from zarr.storage import ObjectStore as ZarrObjectStore
+
+from labelqa_dask.core.errors import InvalidConfig
+from labelqa_dask.storage.record import version_names
+from pipelines.audit import Audited
+from pipelines.plan import make_plan
+from pipelines.verify import verify
+from tests.faults.tasks import TASKS, Example, audit_of, store_zarr
+from tests.pipelines.audits import RESOURCES, Audit, Interrupted, interrupt, is_idle, on_disk, wait_until
+from tests.stores import Place
+
+ROWS, REGION_ROWS = 42, 5
+REGIONS = 9
+WITHOUT_STATISTICS = {"multiclass": {}, "multilabel": {}, "regression": {"method": "residual"}, "segmentation": {}}
+MEANS = "confident_thresholds"
+
+
+def part(rows: slice | Iterable[int], example: Example) -> Example:
+    """Some rows of an example."""
+    chosen = np.arange(ROWS)[rows] if isinstance(rows, slice) else np.asarray(list(rows))
+    arrays = {name: values[chosen] for name, values in example.arrays.items()}
+    return replace(example, arrays=arrays, ids=example.ids[chosen])
+
+
+def write_files(place: Place, files: Mapping[str, Example]) -> None:
+    """A file of its own for each, in row groups of five; what is there already and has the same content stays."""
+    for name, example in files.items():
+        columns = {
+            column: pa.array(values)
+            if values.ndim == 1
+            else pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
+            for column, values in example.columns.items()
+        }
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns), buffer, row_group_size=REGION_ROWS)
+        place("data").write(f"{name}.parquet", buffer.getvalue())
+
+
+def parquet_audit(place: Place, client: Client, example: Example, files: Mapping[str, Example], **settings: Any) -> Audit:
+    write_files(place, files)
+    inputs = {name: {"uri": place.url("data"), "column": name} for name in example.columns}
+    settings = {
+        "input": inputs,
+        "params": dict(example.params),
+        "output": {"format": "parquet", "region_rows": REGION_ROWS},
+        "select": {"worst": 10},
+        **settings,
+    }
+    return Audit(place, example, client, settings)  # type: ignore[arg-type]
+
+
+def read_by(audit: Audit, version: str) -> dict[str, int]:
+    """How many regions the making of a version has read, for each pass and to score them."""
+    told = json.loads(audit.version(version).run.read("timings.json"))
+    found: dict[str, int] = told["regions_read"]
+    return found
+
+
+def scored_in(audit: Audit, version: str) -> list[str]:
+    """The regions whose scores a version has not taken from another one."""
+    location = audit.version(version).run / "done"
+    receipts = (json.loads(location.read(entry.path)) for entry in location.entries())
+    return sorted(receipt["region"] for receipt in receipts if receipt["origin"] == version)
+
+
+def assert_as_from_scratch(audit: Audit, version: str) -> None:
+    """Byte for byte what another output gets, whose first version this is."""
+    other = audit.changed(out="scratch")
+    other.run(fresh=True)
+    newest = version_names(other.location)[-1]
+    found, expected = audit.published(version), other.published(newest)
+    assert found.keys() == expected.keys()
+    assert [path for path in found if found[path] != expected[path]] == []
+    assert verify(audit.location).problems == ()
+
+
+def refreshed(audit: Audit) -> Audited:
+    audited = audit.run()
+    assert not audited.unchanged
+    assert audited.refreshed is not None
+    return audited
+
+
+# -- Parquet: files come, change and go
+
+
+FILES = {"b": slice(0, 12), "d": slice(12, 27), "f": slice(27, 42)}
+
+
+def changes(example: Example) -> dict[str, tuple[dict[str, Example], list[str], int]]:
+    """What happens to the files: those written, those deleted, and how many regions are read then."""
+    return {
+        "new at the end": ({"g": part(slice(3, 11), example)}, [], 2),
+        "new at the beginning": ({"a": part(slice(3, 11), example)}, [], 2),
+        "new between": ({"c": part(slice(3, 11), example)}, [], 2),
+        "rewritten": ({"d": part(slice(20, 35), example)}, [], 3),
+        "rewritten and longer": ({"d": part(slice(18, 36), example)}, [], 4),
+        "removed": ({}, ["b"], 0),
+        "removed and new": ({"g": part(slice(3, 11), example)}, ["d"], 2),
+    }
+
+
+def change_files(audit: Audit, case: str) -> int:
+    written, deleted, read = changes(audit.data)[case]  # type: ignore[arg-type]
+    write_files(audit.place, written)
+    for name in deleted:
+        audit.place("data").delete_object(f"{name}.parquet")
+    return read
+
+
+@on_disk
+@pytest.mark.parametrize("case", changes(TASKS["multiclass"]))
+def test_files_that_come_change_and_go_are_all_that_is_read(case: str, place: Place, client: Client) -> None:
+    example = replace(TASKS["multiclass"], params={})
+    audit = parquet_audit(place, client, example, {name: part(rows, example) for name, rows in FILES.items()})
+    audit.run()
+    read = change_files(audit, case)
+    told = refreshed(audit).refreshed
+    assert told is not None
+    assert read_by(audit, "v000002") == {"score": read}
+    assert (told.previous, told.regions - told.taken_over) == ("v000001", read)
+    assert len(scored_in(audit, "v000002")) == read
+    assert_as_from_scratch(audit, "v000002")
