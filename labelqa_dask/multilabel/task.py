@@ -44,7 +44,7 @@ class MultilabelParams(Params):
                 "choose self_confidence or normalized_margin, or leave the probabilities unadjusted"
             )
         other = "temperature" if self.aggregator == "exponential_moving_average" else "alpha"
-        if other in self.model_fields_set:
+        if getattr(self, other) != type(self).model_fields[other].default:
             raise ValueError(f"{other} has no meaning for the aggregator {self.aggregator}")
         return self
 

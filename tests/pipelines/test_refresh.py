@@ -137,3 +137,173 @@ def test_files_that_come_change_and_go_are_all_that_is_read(case: str, place: Pl
     assert (told.previous, told.regions - told.taken_over) == ("v000001", read)
     assert len(scored_in(audit, "v000002")) == read
     assert_as_from_scratch(audit, "v000002")
+
+
+@pytest.mark.parametrize("place", ["file", "s3"], indirect=True)
+def test_statistics_that_moved_are_made_from_what_changed_and_all_is_scored_again(place: Place, client: Client) -> None:
+    example = TASKS["multiclass"]
+    audit = parquet_audit(place, client, example, {name: part(rows, example) for name, rows in FILES.items()})
+    audit.run()
+    read = change_files(audit, "removed and new")
+    told = refreshed(audit).refreshed
+    assert told is not None
+    assert read_by(audit, "v000002") == {MEANS: read, "score": told.regions}
+    assert told.taken_over == 0
+    assert_as_from_scratch(audit, "v000002")
+
+
+@on_disk
+def test_a_file_that_is_written_again_with_other_bytes_of_the_same_values_moves_no_statistics(
+    place: Place, client: Client
+) -> None:
+    example = TASKS["multiclass"]
+    audit = parquet_audit(place, client, example, {name: part(rows, example) for name, rows in FILES.items()})
+    audit.run()
+    write_files(place, {"d": part(FILES["d"], example)})
+    refreshed(audit)
+    assert read_by(audit, "v000002") == {MEANS: 3, "score": 3}
+    assert_as_from_scratch(audit, "v000002")
+
+
+def test_on_a_store_that_tells_content_the_same_bytes_again_are_no_change(s3: Place, client: Client) -> None:
+    example = TASKS["multiclass"]
+    audit = parquet_audit(s3, client, example, {name: part(rows, example) for name, rows in FILES.items()})
+    audit.run()
+    write_files(s3, {"d": part(FILES["d"], example)})
+    assert audit.run().unchanged
+
+
+# -- Zarr: arrays grow, chunks are rewritten
+
+
+def zarr_audit(place: Place, client: Client, name: str, **settings: Any) -> Audit:
+    return audit_of(place, client, TASKS[name].copy(), **settings)
+
+
+def rewrite_rows(audit: Audit, rows: Iterable[int]) -> None:
+    """Give some rows the labels and predictions of others, where they are."""
+    group = zarr.open_group(ZarrObjectStore(audit.place("data.zarr").store))
+    for name in audit.data.arrays:  # type: ignore[attr-defined]
+        array: Any = group[name]
+        for row in rows:
+            array[row] = array[(row + 20) % ROWS]
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("place", ["file", "s3"], indirect=True)
+def test_a_chunk_that_is_rewritten_is_read_and_the_result_is_that_from_scratch(
+    name: str, place: Place, client: Client
+) -> None:
+    audit = zarr_audit(place, client, name)
+    audit.run()
+    rewrite_rows(audit, [11, 14])
+    refreshed(audit)
+    read = read_by(audit, "v000002")
+    first, *rest = read
+    moved = first != "score"
+    assert read[first] == 1, "the first walk reads what has changed"
+    assert read["score"] == (REGIONS if moved else 1), "what rests on statistics that moved is scored again"
+    assert scored_in(audit, "v000002") == ([f"{i:05d}" for i in range(REGIONS)] if moved else ["00002"])
+    assert_as_from_scratch(audit, "v000002")
+
+
+@pytest.mark.parametrize("name", WITHOUT_STATISTICS)
+@on_disk
+def test_an_array_that_has_grown_is_read_where_it_grew(name: str, place: Place, client: Client) -> None:
+    whole = replace(TASKS[name], params=WITHOUT_STATISTICS[name])
+    audit = audit_of(place, client, part(slice(0, 33), whole))
+    audit.run()
+    store_grown(audit, whole)
+    audit = replace(audit, data=whole)  # type: ignore[arg-type]
+    told = refreshed(audit).refreshed
+    assert told is not None
+    assert read_by(audit, "v000002") == {"score": 3}
+    assert scored_in(audit, "v000002") == ["00006", "00007", "00008"], "the last chunk was not full"
+    assert_as_from_scratch(audit, "v000002")
+
+
+def store_grown(audit: Audit, whole: Example) -> None:
+    """Append the rows that are missing."""
+    group = zarr.open_group(ZarrObjectStore(audit.place("data.zarr").store))
+    for name, values in whole.columns.items():
+        array: Any = group[name]
+        n = array.shape[0]
+        array.resize(values.shape)
+        array[n:] = values[n:]
+
+
+@on_disk
+def test_an_array_that_has_shrunk_is_read_where_it_ends(place: Place, client: Client) -> None:
+    whole = replace(TASKS["multiclass"], params={})
+    audit = audit_of(place, client, whole)
+    audit.run()
+    group = zarr.open_group(ZarrObjectStore(place("data.zarr").store))
+    for name, values in whole.columns.items():
+        array: Any = group[name]
+        array.resize((33, *values.shape[1:]))
+    refreshed(audit)
+    assert scored_in(audit, "v000002") == ["00006"]
+    assert_as_from_scratch(audit, "v000002")
+
+
+@on_disk
+def test_another_chunking_is_other_data(place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, "segmentation")
+    audit.run()
+    store_zarr(place("data.zarr"), audit.data, rows=1)  # type: ignore[arg-type]
+    refreshed(audit)
+    assert len(scored_in(audit, "v000002")) == REGIONS
+    assert_as_from_scratch(audit, "v000002")
+
+
+@on_disk
+def test_what_is_said_of_an_array_changes_no_region(place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, "multiclass")
+    audit.run()
+    zarr.open_array(ZarrObjectStore(place("data.zarr").store), path="pred_probs").attrs["history"] = "touched"
+    refreshed(audit)
+    assert read_by(audit, "v000002") == {MEANS: 0, "score": 0}
+    assert_as_from_scratch(audit, "v000002")
+
+
+@on_disk
+def test_a_scale_that_changed_is_other_data(place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, "segmentation")
+    audit.run()
+    zarr.open_array(ZarrObjectStore(place("data.zarr").store), path="pred_probs").attrs["scale_factor"] = 0.5
+    refreshed(audit)
+    assert read_by(audit, "v000002") == {"score": REGIONS}
+
+
+# -- settings
+
+
+@on_disk
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"params": {"method": "normalized_margin"}},
+        {"params": {"adjust_pred_probs": False}},
+        {"select": {"worst": 11}},
+        {"output": {"region_rows": 10}},
+        {"output": {"format": "parquet"}},
+    ],
+    ids=str,
+)
+def test_with_other_settings_everything_is_read_again(settings: Any, place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, "multiclass")
+    audit.run()
+    other = audit.changed(**settings)
+    told = refreshed(other).refreshed
+    assert told is not None
+    assert set(read_by(other, "v000002").values()) == {told.regions}
+    assert_as_from_scratch(other, "v000002")
+
+
+@on_disk
+def test_fresh_reads_everything_again(place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, "multiclass")
+    audit.run()
+    assert audit.run(fresh=True).refreshed is None
+    assert read_by(audit, "v000002") == {MEANS: REGIONS, "score": REGIONS}
+    assert audit.run().unchanged
