@@ -6,6 +6,7 @@ Prefect: a stage that is tried again resumes where its receipts end.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -143,6 +144,5 @@ def _publish_artifacts(run: Run) -> None:
         f"- report: `{run.report}`",
     ]
     create_markdown_artifact("\n".join(lines), key="audit-summary", description="What the audit found")
-    worst = run.worst.head(_ROWS_IN_TABLE)
-    rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in worst.to_dict("records")]
+    rows: list[dict[str, Any]] = json.loads(run.worst.head(_ROWS_IN_TABLE).to_json(orient="records"))
     create_table_artifact(rows, key="audit-worst", description=f"The {len(rows)} worst examples, worst first")

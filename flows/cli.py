@@ -88,7 +88,7 @@ def plan(config: ConfigPath, settings: Overrides = None) -> None:
 
 @app.command()
 def demo(
-    task: Annotated[str, typer.Option(help="segmentation, multiclass, multilabel or multiannotator.")] = "segmentation",
+    task: Annotated[str, typer.Option(help="segmentation, multiclass, multilabel, multiannotator or regression.")] = "segmentation",
     out: Annotated[Path, typer.Option(help="Folder for the data, the configuration and the results.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Which labels are corrupted, and how.")] = 0,
 ) -> None:

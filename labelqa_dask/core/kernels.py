@@ -26,10 +26,14 @@ PROBABILITY_TOLERANCE = 1e-6
 SUM_TOLERANCE = 1e-3
 
 
+def precision_of(dtype: np.dtype[Any]) -> np.dtype[np.floating[Any]]:
+    """The type that scores of values of a type have: float64 for those of eight bytes, else float32."""
+    return np.dtype(np.float64 if dtype.itemsize >= 8 else np.float32)
+
+
 def as_predictions(values: Array) -> NDArray[np.floating[Any]]:
     """C-ordered float32 or float64; copies only what is neither."""
-    dtype = np.float32 if values.dtype.itemsize < 8 else np.float64
-    return np.require(values, dtype, ["C", "W"])
+    return np.require(values, precision_of(values.dtype), ["C", "W"])
 
 
 def as_labels(values: Array) -> NDArray[np.integer[Any]]:

@@ -19,7 +19,7 @@ from labelqa_dask.core.task import ArraySpec, Task
 
 
 def run(
-    task: Task[Any], arrays: Mapping[str, Any], params: Any, *, rows: int | None = None, threads: int | None = None
+    task: Task[Any], arrays: Mapping[str, Any], params: Any, *, batch_size: int | None = None, n_jobs: int | None = None
 ) -> dict[str, Any]:
     """Score arrays of any kind.
 
@@ -29,7 +29,7 @@ def run(
     arrays : mapping of str to array-like
         One per input of the task. If any of them is lazy the outputs are; if any is an xarray object, so are they.
     params : the task's parameters
-    rows, threads : int, optional
+    batch_size, n_jobs : int, optional
         Examples per block and number of threads, for arrays in memory only.
 
     Returns
@@ -37,6 +37,9 @@ def run(
     dict of str to array
         One per output, of the kind of the inputs.
     """
+    for name, value in (("batch_size", batch_size), ("n_jobs", n_jobs)):
+        if value is not None and value < 1:
+            raise InvalidInput(f"{name} must be at least 1, got {value}")
     labelled = {spec.name: arrays[spec.name] for spec in task.inputs if isinstance(arrays[spec.name], xr.DataArray)}
     names = _dim_names(task, labelled)
     _check_coordinates(labelled)
@@ -50,7 +53,7 @@ def run(
     if any(isinstance(array, da.Array) for array in given.values()):
         outputs: Mapping[str, Any] = _run_lazily(task, given, params, resolution)
     else:
-        whole = blocks.Whole(given, sizes, resolution, rows, threads)
+        whole = blocks.Whole(given, sizes, resolution, batch_size, n_jobs)
         outputs = blocks.score_arrays(task, whole, params, blocks.reduce_arrays(task, whole, params))
     return {spec.name: _relabel(spec, outputs[spec.name], names, labelled) for spec in task.written(params)}
 

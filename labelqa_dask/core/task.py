@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from labelqa_dask.core.charts import Chart
 from labelqa_dask.core.class_scores import ClassPairs, ClassScores
 from labelqa_dask.core.errors import InvalidConfig, nearest
-from labelqa_dask.core.kernels import Array
+from labelqa_dask.core.kernels import Array, precision_of
 from labelqa_dask.core.settings import explain
 
 Stats = Mapping[str, Any]
@@ -77,7 +77,7 @@ class ArraySpec:
             return np.dtype(np.bool_)
         if self.kind in ("labels", "counts"):
             return np.dtype(np.int64)
-        return np.dtype(np.float64 if self.accumulated or predictions.itemsize >= 8 else np.float32)
+        return np.dtype(np.float64) if self.accumulated else precision_of(predictions)
 
 
 @dataclass(frozen=True)

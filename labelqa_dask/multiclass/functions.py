@@ -110,7 +110,7 @@ def find_label_issues(
     settings = {**(quality_score_kwargs or {}), **(num_issue_kwargs or {})}
     params = TASK.params(find_label_issues=True, **settings)
     arrays = {"labels": labels, "pred_probs": pred_probs}
-    mask = public.run(TASK, arrays, params, rows=batch_size, threads=n_jobs)["is_issue"]
+    mask = public.run(TASK, arrays, params, batch_size=batch_size, n_jobs=n_jobs)["is_issue"]
     return mask if return_mask else np.flatnonzero(public.plain(mask))
 
 

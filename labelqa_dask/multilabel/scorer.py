@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from labelqa_dask import multiclass
 from labelqa_dask.core import public
 from labelqa_dask.core.errors import InvalidInput, nearest
-from labelqa_dask.core.kernels import Array, as_predictions
+from labelqa_dask.core.kernels import Array, as_predictions, precision_of
 from labelqa_dask.core.label_sets import LabelSets
 from labelqa_dask.multilabel import kernels
 from labelqa_dask.multilabel.task import (
@@ -138,8 +138,7 @@ def softmin(s: Any, *, temperature: float = TEMPERATURE, axis: int = 1, **_: Any
 def _aggregate_rows(function: Callable[[Array], Array], s: Any, axis: int) -> Any:
     if axis not in (1, -1):
         raise InvalidInput(f"axis must be 1, the axis of the classes, got {axis}")
-    dtype = np.float64 if np.dtype(s.dtype if hasattr(s, "dtype") else float).itemsize >= 8 else np.float32
-    return public.map_rows(function, s, dtype)
+    return public.map_rows(function, s, precision_of(np.dtype(getattr(s, "dtype", float))))
 
 
 def _moving_averages(scores: Array, alpha: float | None) -> Array:
@@ -220,8 +219,7 @@ class Aggregator:
             raise InvalidInput(f"must be an array of 2 dimensions, got {type(scores).__name__}", "scores")
         if self.name:
             return self.method(scores, **keywords)
-        dtype = np.float64 if scores.dtype.itemsize >= 8 else np.float32
-        return public.map_rows(partial(_called, self.method, keywords), scores, dtype)
+        return public.map_rows(partial(_called, self.method, keywords), scores, precision_of(scores.dtype))
 
     def __repr__(self) -> str:
         return f"Aggregator(method={getattr(self.method, '__name__', self.method)}, kwargs={self.kwargs})"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelqa_dask.core.errors import InvalidInput
-from labelqa_dask.core.kernels import Array, exp_nonpositive, kernel, summing_kernel
+from labelqa_dask.core.kernels import Array, exp_nonpositive, kernel, precision_of, summing_kernel
 from labelqa_dask.core.task import Block
 
 Floats = NDArray[np.float64]
@@ -228,4 +228,4 @@ def scale_of(median: float, scaled: bool) -> float:
 
 def as_scores(values: Floats, predictions: Array) -> Array:
     """Scores of the precision of the predictions."""
-    return values if predictions.dtype.itemsize >= 8 else values.astype(np.float32)
+    return values.astype(precision_of(predictions.dtype), copy=False)

@@ -69,20 +69,13 @@ def get_label_quality_scores(
     >>> image_scores.round(4)
     array([0.2006])
     """
-    _check_jobs(batch_size, n_jobs)
     if method == "softmin" and kwargs.get("downsample", 1) != 1:
         warnings.warn("downsample is for method num_pixel_issues; softmin takes every pixel", stacklevel=2)
         kwargs["downsample"] = 1
     params = TASK.params(method=method, **kwargs)
     arrays = {"labels": labels, "pred_probs": pred_probs}
-    outputs = public.run(TASK, arrays, params, rows=batch_size, threads=n_jobs)
+    outputs = public.run(TASK, arrays, params, batch_size=batch_size, n_jobs=n_jobs)
     return outputs["image_scores"], outputs["pixel_scores"]
-
-
-def _check_jobs(batch_size: int | None, n_jobs: int | None) -> None:
-    for name, value in (("batch_size", batch_size), ("n_jobs", n_jobs)):
-        if value is not None and value < 1:
-            raise InvalidInput(f"{name} must be at least 1, got {value}")
 
 
 def find_label_issues(
@@ -131,10 +124,9 @@ def find_label_issues(
     >>> find_label_issues(labels, pred_probs)
     array([[[False,  True, False]]])
     """
-    _check_jobs(batch_size, n_jobs)
     params = TASK.params(method="num_pixel_issues", downsample=downsample, ignore_index=ignore_index)
     arrays = {"labels": labels, "pred_probs": pred_probs}
-    return public.run(TASK, arrays, params, rows=batch_size, threads=n_jobs)["is_issue"]
+    return public.run(TASK, arrays, params, batch_size=batch_size, n_jobs=n_jobs)["is_issue"]
 
 
 def issues_from_scores(image_scores: Any, pixel_scores: Any = None, threshold: float = 0.1) -> Any:

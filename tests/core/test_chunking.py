@@ -77,7 +77,7 @@ def test_segmentation_chunks_do_not_matter(label_chunks: Any, chunks: Any) -> No
 def test_multiclass_blocks_and_threads_do_not_matter(rows: int, threads: int, adjust: bool) -> None:
     arrays = {"labels": LABELS, "pred_probs": PRED_PROBS}
     params = multiclass.TASK.params(adjust_pred_probs=adjust)
-    cut = public.run(multiclass.TASK, arrays, params, rows=rows, threads=threads)
+    cut = public.run(multiclass.TASK, arrays, params, batch_size=rows, n_jobs=threads)
     whole = public.run(multiclass.TASK, arrays, params)
     np.testing.assert_array_equal(cut["label_quality_score"], whole["label_quality_score"])
 

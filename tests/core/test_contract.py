@@ -153,7 +153,7 @@ def test_chunking_does_not_change_the_scores(task: Any, params: Any, size: int) 
     arrays = inputs(task)
     eager = public.run(task, arrays, params)
     (lazy,) = dask.compute(public.run(task, chunked(task, arrays, size), params), scheduler="sync")
-    by_rows = public.run(task, arrays, params, rows=size, threads=2)
+    by_rows = public.run(task, arrays, params, batch_size=size, n_jobs=2)
     for spec in task.written(params):
         np.testing.assert_allclose(lazy[spec.name], eager[spec.name], rtol=1e-12)
         np.testing.assert_array_equal(by_rows[spec.name], eager[spec.name])

@@ -312,10 +312,20 @@ def test_impossible_settings_are_refused_by_name(method: str, settings: Any, mes
 @eager_or_lazy
 @pytest.mark.parametrize("setting", ["batch_size", "n_jobs"])
 @pytest.mark.parametrize("value", [0, -1])
-def test_nothing_runs_in_batches_or_jobs_below_one(setting: str, value: int, lazy: bool) -> None:
-    labels, pred_probs = (da.from_array(array) if lazy else array for array in METHODS["segmentation"][1]())
+@pytest.mark.parametrize(
+    ("method", "function"),
+    [
+        ("segmentation", segmentation.get_label_quality_scores),
+        ("segmentation", segmentation.find_label_issues),
+        ("multiclass", multiclass.find_label_issues),
+    ],
+)
+def test_nothing_runs_in_batches_or_jobs_below_one(
+    method: str, function: Callable[..., Any], setting: str, value: int, lazy: bool
+) -> None:
+    labels, pred_probs = (da.from_array(array) if lazy else array for array in METHODS[method][1]())
     with pytest.raises(InvalidInput, match=f"{setting} must be at least 1, got {value}"):
-        segmentation.get_label_quality_scores(labels, pred_probs, **{setting: value})
+        function(labels, pred_probs, **{setting: value})
 
 
 def test_settings_and_inputs_that_are_refused_are_value_errors() -> None:
