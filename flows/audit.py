@@ -139,6 +139,7 @@ def _publish_artifacts(run: Run) -> None:
         f"- mean {score['name']}: {score['mean']:.4f}" if score["mean"] is not None else "- nothing was scored",
         f"- lowest: {score['min']:.4g}" if score["min"] is not None else "",
         f"- left out, as their data cannot be scored: {left_out['regions']:,} regions" if left_out["regions"] else "",
+        *(f"- {remark}" for remark in summary["remarks"]),
         f"- settings: `{summary['params']}`",
         f"- scores: `{run.version.location}`",
         f"- report: `{run.report}`",

@@ -59,12 +59,14 @@ def run(
     settings: Overrides = None,
     no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run without the Prefect server.")] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Discard an unfinished run; make a new version even if nothing changed.")
+        bool,
+        typer.Option("--fresh", help="Discard an unfinished run; read everything again, even if nothing changed."),
     ] = False,
 ) -> None:
-    """Run an audit, or finish one that was interrupted.
+    """Run an audit, finish one that was interrupted, or bring one up to date whose input has changed.
 
-    Scores, the worst examples, a summary and a report are published together as a new version under the output.
+    Scores, the worst examples, a summary and a report are published together as a new version under the output. What
+    has not changed since the last version is taken over from it.
     """
     from flows.settings import load_config
 
@@ -88,7 +90,9 @@ def plan(config: ConfigPath, settings: Overrides = None) -> None:
 
 @app.command()
 def demo(
-    task: Annotated[str, typer.Option(help="segmentation, multiclass, multilabel, multiannotator or regression.")] = "segmentation",
+    task: Annotated[
+        str, typer.Option(help="segmentation, multiclass, multilabel, multiannotator or regression.")
+    ] = "segmentation",
     out: Annotated[Path, typer.Option(help="Folder for the data, the configuration and the results.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Which labels are corrupted, and how.")] = 0,
 ) -> None:
@@ -226,6 +230,8 @@ def _quiet_prefect() -> None:
 
 
 def _tell_result(audited: Audited) -> None:
+    from flows.progress import refreshed_lines
+
     run = audited.run
     summary = run.summary
     if audited.unchanged:
@@ -236,6 +242,8 @@ def _tell_result(audited: Audited) -> None:
         [
             ("examples", f"{summary['examples']:,}"),
             (f"mean {score['name']}", mean),
+            *([("refreshed", refreshed_lines(audited.refreshed))] if audited.refreshed else []),
+            *(("note", remark) for remark in summary["remarks"]),
             ("scores", str(run.version.location)),
             ("report", str(run.report)),
         ]
