@@ -16,7 +16,7 @@ import zarr
 from distributed import Client
 from zarr.storage import ObjectStore as ZarrObjectStore
 
-from labelqa_dask.core.errors import InvalidConfig
+from labelqa_dask.core.errors import InvalidConfig, InvalidInput, RunConflict
 from labelqa_dask.storage.record import version_names
 from pipelines.audit import Audited
 from pipelines.plan import make_plan
@@ -309,3 +309,214 @@ def test_fresh_reads_everything_again(place: Place, client: Client) -> None:
     assert audit.run(fresh=True).refreshed is None
     assert read_by(audit, "v000002") == {MEANS: REGIONS, "score": REGIONS}
     assert audit.run().unchanged
+
+
+# -- frozen statistics
+
+
+def frozen(audit: Audit, **settings: Any) -> Audit:
+    return audit.changed(refresh={"statistics": "frozen"}, **settings)
+
+
+@pytest.mark.parametrize("name", ["multiclass", "multilabel", "num_pixel_issues"])
+@on_disk
+def test_with_frozen_statistics_only_what_changed_is_scored(name: str, place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, name)
+    first = audit.run().run
+    exact, before = audit.changed(out="exact"), first.scores.load()  # type: ignore[union-attr]
+    exact.run()
+    rewrite_rows(audit, [11, 14])
+    run = refreshed(frozen(audit)).run
+    read = read_by(audit, "v000002")
+    assert set(read.values()) == {1}, "each pass that every run makes, and the scores"
+    assert scored_in(audit, "v000002") == ["00002"]
+    assert run.summary["statistics"] == first.summary["statistics"]
+    after, same = run.scores.load(), np.setdiff1d(np.arange(ROWS), np.arange(10, 15))  # type: ignore[union-attr]
+    ranked = audit.data.ranked_by  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(after[ranked][same], before[ranked][same])
+    assert (after[ranked][11], after[ranked][14]) != (before[ranked][11], before[ranked][14])
+    assert verify(audit.location).problems == ()
+
+    told = run.summary["frozen"]
+    assert (told["statistics_of"], told["examples"]) == ("v000001", ROWS)
+    now = refreshed(exact).run.summary["statistics"]
+    for name, moved in told["moved"].items():
+        then = first.summary["statistics"][name]
+        assert moved["from"] == (then if moved["at"] is None else then[moved["at"]])
+    first_pass = next(iter(told["moved"]))
+    moves = np.abs(np.subtract(now[first_pass], first.summary["statistics"][first_pass]))
+    at = told["moved"][first_pass]["at"]
+    assert moves[at] == moves.max() > 0
+    assert told["moved"][first_pass]["to"] == now[first_pass][at]
+    assert f"Scores rest on the statistics of v000001, of {ROWS} examples" in run.summary["remarks"][-1]
+    assert "Scores rest on the statistics of v000001" in run.version.location.read("report.html").decode()
+
+
+@on_disk
+def test_frozen_statistics_stay_those_of_one_version_until_exact_ones_are_asked_for(
+    place: Place, client: Client
+) -> None:
+    example = TASKS["multiclass"]
+    files = {name: part(rows, example) for name, rows in FILES.items()}
+    audit = parquet_audit(place, client, example, files)
+    first = audit.run().run.summary
+    for version, case in (("v000002", "new at the end"), ("v000003", "removed")):
+        read = change_files(audit, case)
+        run = refreshed(frozen(audit)).run
+        assert run.version.name == version
+        assert read_by(audit, version) == {MEANS: read, "score": read}
+        assert run.summary["frozen"]["statistics_of"] == "v000001"
+        assert run.summary["statistics"] == first["statistics"]
+        assert frozen(audit).run().unchanged
+        assert verify(audit.location).problems == ()
+    told = refreshed(audit).refreshed
+    assert told is not None
+    assert read_by(audit, "v000004") == {MEANS: 0, "score": told.regions}
+    assert_as_from_scratch(audit, "v000004")
+    assert frozen(audit).run().unchanged, "exact statistics of the same data are as good"
+
+
+@on_disk
+def test_there_is_nothing_to_freeze_in_a_first_run_or_where_no_statistics_are_made(
+    place: Place, client: Client
+) -> None:
+    audit = zarr_audit(place, client, "multiclass")
+    assert frozen(audit).run().run.summary["frozen"] is None
+    other = frozen(audit, params={"adjust_pred_probs": False})
+    assert refreshed(other).run.summary["frozen"] is None
+    rewrite_rows(audit, [11])
+    assert refreshed(other).run.summary["frozen"] is None
+    assert scored_in(audit, "v000003") == ["00002"]
+
+
+@on_disk
+def test_statistics_that_cannot_score_new_data_cannot_be_frozen(place: Place) -> None:
+    audit = frozen(audit_of(place, None, TASKS["regression"]))  # type: ignore[arg-type]
+    with pytest.raises(InvalidConfig, match=r"frozen statistics cannot score new data of regression with method outre"):
+        make_plan(audit.config, RESOURCES)
+    make_plan(audit.changed(params={"method": "residual"}).config, RESOURCES)
+
+
+# -- interrupted
+
+
+@on_disk
+def test_a_pass_that_was_interrupted_goes_on_from_the_regions_that_were_reduced(place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, "multiclass")
+    with pytest.raises(Interrupted):
+        audit.run(interrupt(f"estimate {MEANS}", 1))
+    wait_until(lambda: is_idle(client))
+    kept = audit.version().partials(MEANS)
+    assert 1 <= len(kept) < REGIONS
+    assert audit.run().resumed
+    assert read_by(audit, "v000001") == {MEANS: REGIONS - len(kept), "score": REGIONS}
+    assert_as_from_scratch(audit, "v000001")
+
+
+@on_disk
+@pytest.mark.parametrize(
+    ("mode", "stop"), [("exact", (f"estimate {MEANS}", 3)), ("exact", ("score", 4)), ("frozen", ("score", 6))]
+)
+def test_a_refresh_that_was_interrupted_goes_on(mode: str, stop: tuple[str, int], place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, "multiclass").changed(refresh={"statistics": mode})
+    other = audit.changed(out="undisturbed")
+    audit.run()
+    other.run()
+    rewrite_rows(audit, [11, 14])
+    with pytest.raises(Interrupted):
+        audit.run(interrupt(*stop))
+    wait_until(lambda: is_idle(client))
+    before = audit.receipts("v000002")
+    audited = audit.run()
+    assert audited.resumed
+    after = audit.receipts("v000002")
+    assert {path: after[path] for path in before} == before
+    other.run()
+    assert audit.published("v000002") == other.published("v000002")
+    assert len(scored_in(audit, "v000002")) == (1 if mode == "frozen" else REGIONS)
+
+
+@on_disk
+def test_exact_statistics_are_refused_while_a_run_with_frozen_ones_is_unfinished(place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, "multiclass")
+    audit.run()
+    rewrite_rows(audit, [11])
+    with pytest.raises(Interrupted):
+        frozen(audit).run(interrupt("score", 1))
+    with pytest.raises(
+        RunConflict, match=r"statistics: not set then, exact now; .*statistics\.of: v000001 then, not set"
+    ):
+        audit.run()
+
+
+# -- bad data
+
+
+@on_disk
+def test_a_region_that_could_not_be_scored_is_left_out_again_without_being_read(place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, "multiclass", on_error="quarantine")
+    array: Any = zarr.open_array(ZarrObjectStore(place("data.zarr").store), path="pred_probs")
+    array[31] = np.nan
+    audit.run()
+    rewrite_rows(audit, [12])
+    refreshed(audit)
+    assert read_by(audit, "v000002") == {MEANS: 1, "score": REGIONS - 1}
+    assert_as_from_scratch(audit, "v000002")
+    array[31] = array[30]
+    refreshed(audit)
+    assert read_by(audit, "v000003") == {MEANS: 1, "score": REGIONS}
+    assert_as_from_scratch(audit, "v000003")
+
+
+@on_disk
+def test_what_was_left_out_is_refused_where_nothing_may_be(place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, "multiclass", on_error="quarantine", params={"adjust_pred_probs": False})
+    array: Any = zarr.open_array(ZarrObjectStore(place("data.zarr").store), path="pred_probs")
+    array[31] = np.nan
+    audit.run()
+    rewrite_rows(audit, [11])
+    with pytest.raises(InvalidInput, match=r"region 00006: .*pred_probs, example 31"):
+        audit.changed(on_error="fail").run()
+
+
+# -- damage, and what is kept
+
+
+@on_disk
+def test_what_is_missing_in_the_version_before_is_made_again(place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, "segmentation")
+    audit.run()
+    before = audit.version().location
+    before.delete_object("scores.zarr/pixel_scores/c/3/0/0")
+    before.write("_run/done/00000.json", b"{}")
+    rewrite_rows(audit, [11])
+    refreshed(audit)
+    assert len(scored_in(audit, "v000002")) == 3
+    assert_as_from_scratch(audit, "v000002")
+
+
+@on_disk
+def test_old_versions_are_pruned_and_what_was_taken_from_them_stays(place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, "segmentation").changed(output={"keep_versions": 2})
+    audit.run()
+    for row in (11, 16, 21):
+        rewrite_rows(audit, [row])
+        refreshed(audit)
+    assert version_names(audit.location) == ["v000003", "v000004"]
+    assert scored_in(audit, "v000004") == ["00004"]
+    assert_as_from_scratch(audit.changed(output={"keep_versions": 1}), "v000004")
+    assert audit.run().unchanged
+
+
+@on_disk
+def test_the_version_that_an_unfinished_one_takes_from_is_kept(place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, "segmentation").changed(output={"keep_versions": 1})
+    audit.run()
+    rewrite_rows(audit, [11])
+    with pytest.raises(Interrupted):
+        audit.run(interrupt("score", 1))
+    wait_until(lambda: is_idle(client))
+    assert version_names(audit.location) == ["v000001", "v000002"]
+    assert audit.run().resumed
+    assert scored_in(audit, "v000002") == ["00002"]
+    assert version_names(audit.location) == ["v000002"]
