@@ -78,14 +78,19 @@ def run(
 def plan(config: ConfigPath, settings: Overrides = None) -> None:
     """Show what a run would read, how it is cut, and the memory it takes, without running it.
 
-    Reads metadata only. Exit status 2 where the run would not fit.
+    Reads metadata only. Tells how much has changed since the newest version, if there is one. Exit status 2 where the
+    run would not fit.
     """
     from flows.cluster import resources_of
+    from flows.progress import changed_line
     from flows.settings import load_config
+    from pipelines.audit import changes_of
     from pipelines.plan import make_plan
 
     audit = load_config(config, settings or ())
-    print_pairs(make_plan(audit, resources_of(audit)).describe())
+    plan = make_plan(audit, resources_of(audit))
+    changes = changes_of(plan)
+    print_pairs([*plan.describe(), *([("refresh", changed_line(changes))] if changes else [])])
 
 
 @app.command()

@@ -6,7 +6,7 @@ import time
 
 from dask.utils import format_bytes
 
-from pipelines.audit import Refreshed
+from pipelines.audit import Changes, Refreshed
 from pipelines.regions import Listener, Progress
 
 
@@ -31,6 +31,11 @@ def progress_line(progress: Progress) -> str:
     if progress.seconds_left:
         line += f", about {duration(progress.seconds_left)} left"
     return line
+
+
+def changed_line(changes: Changes) -> str:
+    """How much has changed since a version was published."""
+    return f"{changes.changed:,} of {changes.regions:,} regions have changed since {changes.since}"
 
 
 def refreshed_lines(refreshed: Refreshed) -> str:

@@ -67,6 +67,27 @@ class Audited:
     refreshed: Refreshed | None = None
 
 
+@dataclass(frozen=True)
+class Changes:
+    """How many regions, of how many, are not as they were when a version was made, or are scored by other settings."""
+
+    since: str
+    changed: int
+    regions: int
+
+
+def changes_of(plan: Plan) -> Changes | None:
+    """What a run would find changed, from the lists of objects; None where nothing has been published."""
+    out = Location.parse(plan.config.output.uri, plan.config.storage)
+    published = latest(out)
+    if published is None:
+        return None
+    inputs, contents = plan.look_up()
+    manifest = descended(plan.manifest(inputs), published, freeze=plan.config.refresh.statistics == "frozen")
+    formers = Lineage.of(next_version(out), manifest, contents).formers
+    return Changes(published.name, int((formers < 0).sum()), len(formers))
+
+
 def run_stage(name: str, function: Callable[..., T], *args: Any) -> T:
     """Run a stage here and now."""
     return function(*args)

@@ -402,12 +402,16 @@ def test_the_newest_versions_stay_and_one_in_the_making_is_not_counted(place: Pl
     for i in range(1, 5):
         published(out, f"v{i:06d}")
     Version(out, "v000005").write_manifest(signed(MANIFEST))
+
+    def there() -> list[str]:
+        return [name for name in version_names(out) if (out / name).exists()]
+
     prune(out, 2)
-    assert version_names(out) == ["v000003", "v000004", "v000005"]
+    assert there() == ["v000003", "v000004", "v000005"]
     prune(out, 2)
-    assert version_names(out) == ["v000003", "v000004", "v000005"]
+    assert there() == ["v000003", "v000004", "v000005"]
     prune(out, 1)
-    assert version_names(out) == ["v000004", "v000005"]
+    assert there() == ["v000004", "v000005"]
     assert latest(out) == Version(out, "v000004")
     assert unfinished(out) == Version(out, "v000005")
 
