@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from labelqa_dask.core.errors import RunFailed
 from labelqa_dask.core.task import Pass, State, get_task
 from labelqa_dask.storage.location import Location
-from labelqa_dask.storage.record import BadRegion, Contents, Json, Version, basis_of, json_digest, manifest_digest
+from labelqa_dask.storage.record import BadRegion, Json, Version, basis_of, json_digest, manifest_digest
 from pipelines.layout import Region, Regions
 from pipelines.statistics import statistics_digest
 
@@ -37,7 +37,7 @@ class Lineage:
     Attributes
     ----------
     settings : digest of all that scores follow from, but the data
-    contents : what tells of each region whether its data have changed
+    contents : (regions, 16) what tells of each region whether its data have changed
     examples : how many the statistics count
     frozen : whether the statistics are those of the version before
     previous, regions : the version before, and its regions
@@ -45,7 +45,7 @@ class Lineage:
     """
 
     settings: str
-    contents: Contents
+    contents: NDArray[np.uint8]
     examples: int
     frozen: bool
     previous: Version | None
@@ -53,16 +53,16 @@ class Lineage:
     formers: NDArray[np.int64]
 
     @classmethod
-    def of(cls, version: Version, manifest: Json, contents: Contents) -> Lineage:
+    def of(cls, version: Version, manifest: Json, contents: NDArray[np.uint8]) -> Lineage:
         """What a version in the making descends from."""
-        regions, formers = Regions.of(manifest), np.full(len(contents.digests), -1)
+        regions, formers = Regions.of(manifest), np.full(len(contents), -1)
         previous = previous_of(version.out, manifest)
         before = previous.manifest() if previous else None
         if previous and before and settings_of(before) == settings_of(manifest):
             kept = previous.contents(before["digest"])
             regions = Regions.of(before)
-            if kept is not None and len(kept.digests) == len(regions):
-                formers = _find(contents.digests, kept.digests)
+            if kept is not None and len(kept) == len(regions):
+                formers = _find(contents, kept)
         frozen = manifest["statistics"] != EXACT
         return cls(settings_of(manifest), contents, counted(manifest), frozen, previous, regions, formers)
 
@@ -106,7 +106,7 @@ class Lineage:
         return found
 
     def _of(self, region: Region) -> list[str]:
-        return [self.settings, self.contents.digests[int(region.name)].tobytes().hex()]
+        return [self.settings, self.contents[int(region.name)].tobytes().hex()]
 
 
 def settings_of(manifest: Json) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from dask.utils import format_bytes
+from numpy.typing import NDArray
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.core.layout import ArrayInfo, check_layout, check_multiples
@@ -20,7 +21,7 @@ from labelqa_dask.core.task import ArraySpec, Params, Task
 from labelqa_dask.storage.annotations import AnnotationFiles, AnnotationsSource
 from labelqa_dask.storage.label_sets import LabelSetSource
 from labelqa_dask.storage.location import Location, StorageOptions
-from labelqa_dask.storage.record import Contents, Json, json_digest
+from labelqa_dask.storage.record import Json, json_digest
 from labelqa_dask.storage.sinks import OutputArray, ParquetSink, Sink, ZarrSink
 from labelqa_dask.storage.sources import ParquetSource, Source, ZarrSource, as_ids, holds_lists_of_any_length
 from pipelines.config import AuditConfig, InputConfig
@@ -130,7 +131,7 @@ class Plan:
             return ZarrSink(location, {output.name: output.group for output in self.outputs})
         return ParquetSink(location / "scores")
 
-    def look_up(self) -> tuple[dict[str, Json], Contents]:
+    def look_up(self) -> tuple[dict[str, Json], NDArray[np.uint8]]:
         """What each input is, and what tells of each region whether its data have changed, by the objects there now."""
         sources = {**self.sources, **({"ids": self.ids} if self.ids else {})}
         bounds = self.layout.regions.starts
@@ -148,7 +149,7 @@ class Plan:
         }
         parts = zip(*(fingerprint.regions for fingerprint in found.values()), strict=True)
         digests = b"".join(bytes.fromhex(json_digest([*found, *of_region])) for of_region in parts)
-        return described, Contents(np.frombuffer(digests, np.uint8).reshape(-1, 16))
+        return described, np.frombuffer(digests, np.uint8).reshape(-1, 16)
 
     def manifest(self, inputs: Mapping[str, Json]) -> Json:
         """What is to be computed, from what, and how it is cut; two runs with equal manifests give equal bytes."""

@@ -116,7 +116,7 @@ class _Record:
         """What the next version would take from this one besides the scores, and cannot."""
         contents = self.version.contents(manifest["digest"])
         if contents is None:
-            yield f"{self.version.run}/regions.npz: is missing or damaged"
+            yield f"{self.version.run}/regions.json: is missing or damaged"
             return
         lineage = Lineage.of(self.version, manifest, contents)
         bad = self.version.bad_regions(manifest["digest"])

@@ -2,7 +2,7 @@
 
     OUT/latest.json               the newest complete version; written last; readers start here
     OUT/v000001/                  what is published
-    OUT/v000001/_run/             manifest.json, regions.npz, stats/<pass>.npz, merged/<pass>.npz,
+    OUT/v000001/_run/             manifest.json, regions.json, stats/<pass>.npz, merged/<pass>.npz,
                                   partial/<pass>/<region>.npz.zst, done/<region>.json, bad/<region>.json, timings.json
 
 The record, not a future in some scheduler's memory, is what a run is: whatever it says is done is done, and the rest is
@@ -117,10 +117,11 @@ class Published(Sealed):
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What tells of each region of a run whether its data have changed: (regions, 16) bytes."""
+class Contents(Sealed):
+    """What tells of each region of a manifest whether its data have changed: 32 hexadecimal digits each."""
 
-    digests: NDArray[np.uint8]
+    manifest: str
+    digests: str
 
 
 @dataclass(frozen=True)
@@ -190,12 +191,16 @@ class Version:
     def write_state(self, name: str, state: Any, basis: str, folder: str = STATS) -> None:
         self.run.write(f"{folder}/{name}.npz", _dump_state(state, basis))
 
-    def contents(self, manifest: str) -> Contents | None:
-        """What tells whether the data of each region have changed, or None where it cannot be read."""
-        return _load_state(self.run.read_if_exists("regions.npz"), Contents, manifest)
+    def contents(self, manifest: str) -> NDArray[np.uint8] | None:
+        """What tells of each region whether its data have changed (regions, 16), or None where it cannot be read."""
+        content = self.run.read_if_exists("regions.json")
+        found = Contents.from_json(content) if content is not None else None
+        if found is None or found.manifest != manifest:
+            return None
+        return np.frombuffer(bytes.fromhex(found.digests), np.uint8).reshape(-1, 16)
 
-    def write_contents(self, contents: Contents, manifest: str) -> None:
-        self.run.write("regions.npz", _dump_state(contents, manifest))
+    def write_contents(self, contents: NDArray[np.uint8], manifest: str) -> None:
+        self.run.write("regions.json", Contents(manifest, contents.tobytes().hex()).to_json())
 
     def partials(self, name: str) -> set[str]:
         """The regions of which a partial state of a pass was written."""

@@ -126,8 +126,11 @@ def change_files(audit: Audit, case: str) -> int:
     return read
 
 
-@on_disk
-@pytest.mark.parametrize("case", changes(TASKS["multiclass"]))
+@pytest.mark.parametrize(
+    ("place", "case"),
+    [*(("file", case) for case in changes(TASKS["multiclass"])), ("s3", "removed and new")],
+    indirect=["place"],
+)
 def test_files_that_come_change_and_go_are_all_that_is_read(case: str, place: Place, client: Client) -> None:
     example = replace(TASKS["multiclass"], params={})
     audit = parquet_audit(place, client, example, {name: part(rows, example) for name, rows in FILES.items()})
@@ -191,8 +194,9 @@ def rewrite_rows(audit: Audit, rows: Iterable[int]) -> None:
             array[row] = array[(row + 20) % ROWS]
 
 
-@pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("place", ["file", "s3"], indirect=True)
+@pytest.mark.parametrize(
+    ("place", "name"), [*(("file", name) for name in TASKS), ("s3", "segmentation")], indirect=["place"]
+)
 def test_a_chunk_that_is_rewritten_is_read_and_the_result_is_that_from_scratch(
     name: str, place: Place, client: Client
 ) -> None:
