@@ -14,9 +14,14 @@ test: $(VENV)/.installed-dev  ## set up, then run the tests, file by file on two
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
 
-test-stores: $(VENV)/.installed-dev  ## set up object stores from npm, then audit on them
+test-stores: $(VENV)/.installed-dev build/stores/swift/.installed  ## set up object stores from npm and PyPI, then audit on them
 	npm install --silent --no-audit --no-fund --prefix build/stores azurite@3
 	$(BIN)/python -m pytest -m object_store
+
+build/stores/swift/.installed:  # apart from ours, as its pins are its own
+	$(PYTHON) -m venv build/stores/swift
+	build/stores/swift/bin/python -m pip install --quiet 'swift~=2.38' 'setuptools<81'
+	touch $@
 
 check: lint types test  ## all that must hold before a change lands
 

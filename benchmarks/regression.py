@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.end_to_end import audit, peak_bytes
 from benchmarks.measure import in_turn, seconds
-from flows.cluster import open_cluster
+from flows.cluster import open_cluster, resources_of
 from labelqa_dask.regression import get_label_quality_scores
 from pipelines.config import AuditConfig, parse_config
 from pipelines.plan import make_plan
@@ -98,9 +98,9 @@ def end_to_end(rows: float = 100e6) -> Table:
         data, out = folder / "rows", folder / "audit"
         write_rows(data, int(rows))
         config = config_for(data, out)
-        with open_cluster(config) as (client, resources):
-            plan = make_plan(config, resources)
-            pairs = in_turn(partial(audit, config, client, resources, out), partial(read_only, client, data), runs=3)
+        plan = make_plan(config, resources_of(config))
+        with open_cluster(config) as client:
+            pairs = in_turn(partial(audit, plan, client, out), partial(read_only, client, data), runs=3)
             peak = max(client.run(peak_bytes).values())
         ours, reading = pairs.median
         passes = len(plan.task.passes(plan.params)) + 1

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from flows.imports import import_app
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pipelines.audit import Audited
     from pipelines.config import AuditConfig
 
-FAILED, BAD_CONFIGURATION, QUARANTINED = 1, 2, 3
+FAILED, BAD_CONFIGURATION, QUARANTINED, BROKEN = 1, 2, 3, 4
 
 _BAD_SHOWN = 5
 _MOST_PROBLEMS = 100
@@ -67,6 +68,9 @@ def run(
 
     Scores, the worst examples, a summary and a report are published together as a new version under the output. What
     has not changed since the last version is taken over from it.
+
+    Exit status: 0 done, 1 failed, 2 bad configuration, 3 published without the regions whose data cannot be scored
+    (on_error: quarantine), 4 published, but not as the configuration expects (expect:).
     """
     from flows.settings import load_config
 
@@ -91,6 +95,85 @@ def plan(config: ConfigPath, settings: Overrides = None) -> None:
     plan = make_plan(audit, resources_of(audit))
     changes = changes_of(plan)
     print_pairs([*plan.describe(), *([("refresh", changed_line(changes))] if changes else [])])
+
+
+Cron = Annotated[
+    str | None,
+    typer.Option(
+        "--cron",
+        metavar="SCHEDULE",
+        help="When to run, as minute, hour, day, month and weekday in UTC: '0 3 * * *' is every night at 3. "
+        "[dim]Default: only when asked to[/dim]",
+        show_default=False,
+    ),
+]
+
+
+@app.command(
+    epilog="[bold]Example[/bold]\n\n"
+    "labelqa deploy street.yaml --cron '0 3 * * *' --work-pool gpu-cluster\n\n"
+    "prefect worker start --pool gpu-cluster"
+)
+def deploy(
+    config: ConfigPath,
+    cron: Cron = None,
+    work_pool: Annotated[
+        str | None,
+        typer.Option(
+            "--work-pool",
+            metavar="NAME",
+            help="Whose workers run it. [dim]Default: Prefect's default work pool, or else 'labelqa', made where there "
+            "is none, whose workers run audits as processes on their machine[/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    settings: Overrides = None,
+) -> None:
+    """Make an audit a deployment on your Prefect server, so that it runs by schedule, by API or from the UI.
+
+    The server is the one that PREFECT_API_URL names. It holds the configuration as it is now: deploy again after a
+    change. Each run may override it, in the UI under Custom run. Workers need this package, and credentials in their
+    environment.
+    """
+    _no_telemetry()
+    from flows.deploy import deploy as make_deployment
+
+    deployed = make_deployment(config, settings or (), cron, work_pool)
+    made = ", made just now" if deployed.made_pool else ""
+    print_pairs(
+        [
+            ("deployment", deployed.name),
+            ("schedule", f"{cron} (UTC)" if cron else "none"),
+            ("work pool", f"{deployed.work_pool} ({deployed.kind}{made})"),
+            ("a worker", f"prefect worker start --pool {deployed.work_pool}"),
+            ("run it now", f"prefect deployment run '{deployed.name}'"),
+        ]
+    )
+
+
+@app.command(
+    epilog="[bold]Example[/bold]\n\n"
+    "prefect server start --background\n\n"
+    "export PREFECT_API_URL=http://127.0.0.1:4200/api\n\n"
+    "labelqa serve street.yaml crowd.yaml --cron '0 3 * * *'"
+)
+def serve(
+    configs: Annotated[
+        list[Path], typer.Argument(metavar="CONFIG...", help="YAML files, such as those in configs/; one or more.")
+    ],
+    cron: Cron = None,
+    settings: Overrides = None,
+) -> None:
+    """Run audits from this process whenever they are due, until it is ended.
+
+    Needs no workers: one machine and a Prefect server, named by PREFECT_API_URL, are enough. Audits run one at a time;
+    what is due meanwhile waits. Schedules pause while nobody serves them.
+    """
+    _no_telemetry()
+    from flows.deploy import serve_configs
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Prefect ends its runs and pauses their schedules
+    serve_configs(configs, settings or (), cron)
 
 
 @app.command()
@@ -161,6 +244,50 @@ def top(out: Out, n: Annotated[int, typer.Option("-n", min=1, help="How many.")]
     console.print(_table_of(worst))
 
 
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "labelqa compare audit.yaml\n\n"
+    "labelqa compare s3://bucket/audits/street --from v000003 --to v000007"
+)
+def compare(
+    out: Out,
+    before: Annotated[
+        str | None,
+        typer.Option("--from", metavar="VERSION", help="[dim]Default: the one before --to[/dim]", show_default=False),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option("--to", metavar="VERSION", help="[dim]Default: the latest[/dim]", show_default=False),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many rows of each table.")] = 20,
+) -> None:
+    """Show what has changed from one version to another.
+
+    New and resolved bad examples, by id where there is one; how the distribution of the scores, the classes and the
+    annotators have moved. Reads summaries and lists, not the scores. labelqa status names the versions.
+    """
+    from pipelines.compare import Found, choose_versions
+    from pipelines.compare import compare as compare_versions
+    from pipelines.report.changes import headline, remarks, sections
+
+    location = _output(out)
+    then, now = (Found.read(version) for version in choose_versions(location, before, after))
+    comparison = compare_versions(then, now)
+    console.print(f"[bold]{then.version} → {now.version}[/bold]  {escape(headline(comparison))}", highlight=False)
+    for remark in remarks(comparison):
+        console.print(f"[dim]{escape(remark)}[/dim]", highlight=False)
+    for section in sections(comparison, n):
+        console.print(f"\n[bold]{section.heading}[/bold]", highlight=False)
+        if section.note:
+            console.print(f"[dim]{escape(section.note)}[/dim]", highlight=False)
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in section.table.columns:
+            table.add_column(column.heading, justify="right" if column.numeric else "left")
+        for row in section.table.rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+
+
 @app.command()
 def report(
     out: Out,
@@ -190,7 +317,8 @@ def schema() -> None:
 def main() -> None:
     """Entry point: errors in one place.
 
-    Exit status 1 for a failed run, 2 for a bad configuration, and 3 where regions were left out of what is published.
+    Exit status 1 for a failed run, 2 for a bad configuration, 3 where regions were left out of what is published, and 4
+    where what is published is not what was expected.
     """
     signal.signal(signal.SIGINT, _interrupted)
     try:
@@ -226,10 +354,14 @@ def _audit(config: AuditConfig, *, fresh: bool, prefect: bool) -> Audited:
         return run_flow(config, listener, fresh=fresh)
 
 
-def _quiet_prefect() -> None:
-    """Prefect without telemetry and with the terminal left to our progress; its own logs still reach its server."""
+def _no_telemetry() -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+def _quiet_prefect() -> None:
+    """Prefect without telemetry and with the terminal left to our progress; its own logs still reach its server."""
+    _no_telemetry()
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 
@@ -251,6 +383,7 @@ def _tell_result(audited: Audited) -> None:
             *(("note", remark) for remark in summary["remarks"]),
             ("scores", str(run.version.location)),
             ("report", str(run.report)),
+            *([("expectations", _how_many_hold(audited))] if audited.findings else []),
         ]
     )
     left_out = summary["quarantined"]
@@ -265,7 +398,19 @@ def _tell_result(audited: Audited) -> None:
             errors.print(
                 f"  region {bad['region']}: {bad['reasons'][0]}", markup=False, highlight=False, soft_wrap=True
             )
+    broken = [finding for finding in audited.findings if not finding.holds]
+    for finding in broken:
+        errors.print("[bold red]broken expectation:[/bold red] ", end="")
+        errors.print(finding.sentence, markup=False, highlight=False, soft_wrap=True)
+    if broken:
+        raise typer.Exit(BROKEN)
+    if left_out["regions"]:
         raise typer.Exit(QUARANTINED)
+
+
+def _how_many_hold(audited: Audited) -> str:
+    held = sum(finding.holds for finding in audited.findings)
+    return "all hold" if held == len(audited.findings) else f"{held} of {len(audited.findings)} hold"
 
 
 def _output(out: str) -> Location:

@@ -29,6 +29,7 @@ from labelqa_dask.storage.record import (
 from labelqa_dask.storage.run import Run
 from pipelines.bad_data import BadRegions
 from pipelines.estimate import estimate
+from pipelines.expect import Finding, evaluate
 from pipelines.group import clear, group
 from pipelines.lineage import Lineage, descended, is_same, previous_of
 from pipelines.plan import Plan, make_plan, software_versions
@@ -60,9 +61,13 @@ class Refreshed:
 
 @dataclass(frozen=True)
 class Audited:
-    """What an audit came to: the published run, whether it had been published before, and what it took from another."""
+    """What an audit came to.
+
+    The published run, whether it is as expected, whether it had been published before, and what it took from another.
+    """
 
     run: Run
+    findings: tuple[Finding, ...]
     unchanged: bool
     resumed: bool
     refreshed: Refreshed | None = None
@@ -95,7 +100,13 @@ def run_stage(name: str, function: Callable[..., T], *args: Any) -> T:
 
 
 def run_audit(
-    plan: Plan, client: Client, listener: Listener, *, fresh: bool = False, call: Call = run_stage
+    plan: Plan,
+    client: Client,
+    listener: Listener,
+    *,
+    fresh: bool = False,
+    discard: bool = False,
+    call: Call = run_stage,
 ) -> Audited:
     """Run an audit that was planned, or finish one that was interrupted.
 
@@ -108,6 +119,8 @@ def run_audit(
         Told of the progress of each stage.
     fresh : bool
         Discard an unfinished version, and make a new one from scratch even if nothing has changed since the last.
+    discard : bool
+        Discard an unfinished version, but take from the last one what has not changed.
     call : callable
         Runs a stage, given its name, its function and arguments.
 
@@ -123,18 +136,26 @@ def run_audit(
     freeze = plan.config.refresh.statistics == "frozen"
     with holding(out) as lease:
         published = latest(out)
-        version, resumed = call("open", open_version, out, planned, contents, fresh, freeze)
+        version, resumed = call("open", open_version, out, planned, contents, fresh, discard, freeze)
         manifest = version.manifest()
         if manifest is None:
             raise RunFailed("the manifest was lost", str(version.run), "Run the same command again.")
         if version == published:
             _refuse_quarantined(plan, version, manifest["digest"])
-            return Audited(Run(version), unchanged=True, resumed=False)
+            clear(version)
+            return Audited(Run(version), _findings(plan, Run(version)), unchanged=True, resumed=False)
         plan = replace(plan, lineage=Lineage.of(version, manifest, contents))
         refreshed = _work(plan, version, manifest, client, listener, call, resumed, lease)
         if plan.config.output.keep_versions:
             prune(out, plan.config.output.keep_versions)
-    return Audited(Run(version), unchanged=False, resumed=resumed, refreshed=refreshed)
+    run = Run(version)
+    return Audited(run, _findings(plan, run), unchanged=False, resumed=resumed, refreshed=refreshed)
+
+
+def _findings(plan: Plan, run: Run) -> tuple[Finding, ...]:
+    """What is published, measured by what is expected of it now."""
+    expect = plan.config.expect
+    return evaluate(expect, run.summary, run.annotators if expect.annotator_quality else None)
 
 
 def _work(
@@ -200,7 +221,7 @@ def _check_inputs_unchanged(plan: Plan, manifest: Json, version: Version) -> Non
 
 
 def open_version(
-    out: Location, planned: Json, contents: NDArray[np.uint8], fresh: bool, freeze: bool
+    out: Location, planned: Json, contents: NDArray[np.uint8], fresh: bool, discard: bool, freeze: bool
 ) -> tuple[Version, bool]:
     """The version to work on, its manifest written, and whether it had been begun before.
 
@@ -212,13 +233,13 @@ def open_version(
     begun, published, version = unfinished(out), latest(out), next_version(out)
     if begun is not None:
         manifest = begun.manifest()
-        if manifest is not None and not fresh:
+        if manifest is not None and not (fresh or discard):
             check_same(manifest, descended(planned, previous_of(out, manifest), freeze=freeze), str(begun.location))
             return begun, True
         begun.location.delete()
     previous = None if fresh else published
     before = previous.manifest() if previous else None
-    if previous and before and begun is None and is_same(before, planned, freeze=freeze):
+    if previous and before and is_same(before, planned, freeze=freeze):
         return previous, False
     manifest = descended(planned, previous, freeze=freeze)
     version.write_contents(contents, manifest["digest"])

@@ -75,6 +75,84 @@ class SelectConfig(_Settings):
     """Length of the list of the worst examples."""
 
 
+class Bounds(_Settings):
+    """The least and the most that a number may be; one of them is enough."""
+
+    min: float | None = Field(default=None, allow_inf_nan=False)
+    max: float | None = Field(default=None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("give min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}: nothing lies between")
+        return self
+
+
+EACH = "each"
+"""Stands for every class, or every annotator."""
+
+
+class ExpectConfig(_Settings):
+    """What the results must be; where they are not, the run fails after publishing them, with exit status 4."""
+
+    mean_score: Bounds | None = None
+    """Mean score of the examples."""
+    issue_share: Bounds | None = None
+    """Share of the labels that are estimated to be wrong, from 0 to 1, where the run looks for label issues."""
+    class_mean_score: dict[str, Bounds] = {}
+    """Mean score of the labels of a class by its number, or of each class: {each: {min: 0.5}, 3: {min: 0.8}}."""
+    annotator_quality: dict[str, Bounds] = {}
+    """Quality of an annotator by name, or of each annotator: {each: {min: 0.5}, alice: {min: 0.8}}."""
+    quarantined_regions: Bounds | None = None
+    """Number of regions left out because their data cannot be scored, with on_error: quarantine."""
+
+    @field_validator("class_mean_score", "annotator_quality", mode="before")
+    @classmethod
+    def _names_are_text(cls, value: Any) -> Any:
+        return {str(name): bounds for name, bounds in value.items()} if isinstance(value, Mapping) else value
+
+    @field_validator("class_mean_score")
+    @classmethod
+    def _classes_are_numbers(cls, value: dict[str, Bounds]) -> dict[str, Bounds]:
+        for name in value:
+            if name != EACH and not (name.isascii() and name.isdecimal() and str(int(name)) == name):
+                raise ValueError(f"{name!r} is no class; give its number, from 0, or {EACH!r}")
+        return value
+
+    def refuse_what_is_not_there(self, task: Task[Any], params: Any) -> None:
+        """Refuse an expectation of what a task does not tell with these parameters, saying what it tells."""
+        why_not = {
+            "class_mean_score": None if "class" in task.dims else "has no classes",
+            "issue_share": _why_not("issues", "estimate which labels are wrong", task, params),
+            "annotator_quality": _why_not("annotators", "tell the quality of annotators", task, params),
+        }
+        known = [name for name in type(self).model_fields if why_not.get(name) is None]
+        for name, reason in why_not.items():
+            if reason and getattr(self, name):
+                raise ValueError(f"expect.{name}: {task.name} {reason}; expected can be {', '.join(known)}")
+
+    def refuse_unknown_classes(self, classes: int) -> None:
+        """Refuse an expectation of a class that the data do not have."""
+        for name in self.class_mean_score:
+            if name != EACH and int(name) >= classes:
+                raise InvalidConfig(
+                    f"there is no class {name}: classes are 0 to {classes - 1}", "expect.class_mean_score"
+                )
+
+
+def _why_not(what: str, does: str, task: Task[Any], params: Any) -> str | None:
+    """Why a task does not tell something with these parameters; None where it does."""
+    if what not in task.told_where:
+        return f"does not {does}"
+    name, value = task.told_where[what]
+    if getattr(params, name) == value:
+        return None
+    shown = str(value).lower() if isinstance(value, bool) else value
+    return f"does not {does} without params.{name}: {shown}"
+
+
 class LocalCluster(_Settings):
     """Worker processes on this machine, for the length of the run."""
 
@@ -133,6 +211,7 @@ class AuditConfig(WorkConfig):
     on_error: Literal["fail", "quarantine"] = "fail"
     """Where regions hold data that cannot be scored: fail lists them and publishes nothing; quarantine leaves them out,
     marks them, and publishes the rest."""
+    expect: ExpectConfig = ExpectConfig()
 
     @model_validator(mode="after")
     def _inputs_are_the_tasks(self) -> Self:
@@ -145,7 +224,7 @@ class AuditConfig(WorkConfig):
         missing = [name for name in wanted if name not in self.input]
         if missing:
             raise ValueError(f"input lacks {' and '.join(missing)}: {self.task} needs {' and '.join(wanted)}")
-        self.method.params(**self.params)
+        self.expect.refuse_what_is_not_there(self.method, self.method.params(**self.params))
         return self
 
     @property

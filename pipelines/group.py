@@ -1,7 +1,8 @@
 """Stage 2, group: annotations in any order become a copy under the run, grouped by example, one object per region.
 
-Two rounds, each of whose pieces has a receipt: every piece of the input is cut by region (`scatter`), and then every
-region collects its rows from all of them (`gather`). No worker holds more than a piece or a region. Rows that cannot be
+Two rounds of jobs that are each done once: every piece of the input is cut by region (`scatter`), and then every region
+collects its rows from all of them (`gather`). The state of a job, on record, holds digests of what it has written: what
+is there is not done again, and what is damaged is. No worker holds more than a piece or a region. Rows that cannot be
 scored are counted, with the first places of each kind; they are refused, or left out by these rules:
 
 - an annotation of an example that is not there, or of a class that is not there, is left out
@@ -11,15 +12,14 @@ scored are counted, with the first places of each kind; they are refused, or lef
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Any, Self, TypeVar
+from functools import lru_cache, partial, reduce
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from distributed import Client
 from numpy.typing import NDArray
 
@@ -30,82 +30,128 @@ from labelqa_dask.storage.annotations import (
     IDS,
     AnnotationFiles,
     AnnotationsSource,
+    GroupedCopy,
     Piece,
+    ids_bytes,
+    part_bytes,
     read_ids,
-    write_ids,
-    write_part,
 )
 from labelqa_dask.storage.location import Location
-from labelqa_dask.storage.record import Json, Version, dump_json
+from labelqa_dask.storage.record import Json, Version, content_digest
 from labelqa_dask.storage.sources import Source, as_ids
+from pipelines.identifiers import Keys, index_of, keys_of, look_up
 from pipelines.layout import Region
 from pipelines.plan import Plan
-from pipelines.regions import Listener, Meter, in_flight
+from pipelines.regions import Listener, in_flight
+from pipelines.work import on_record, work_through
 
-JobT = TypeVar("JobT")
-_ROW = np.dtype([("example", "<i8"), ("annotator", "<i4"), ("label", "<i4")])
+_ROW = np.dtype([("example", "<i8"), ("annotator", "<u8"), ("label", "<i4")])
 _PLACES = 5
 UNKNOWN_EXAMPLE = "annotations of examples that are not there"
 UNKNOWN_CLASS = "annotations of classes that are not there"
 REPEATED = "annotations that repeat an annotator's label of an example"
 CONTRADICTED = "annotations that contradict an annotator's label of an example"
 UNLABELLED = "examples without annotations"
+KINDS = (UNKNOWN_EXAMPLE, UNKNOWN_CLASS, REPEATED, CONTRADICTED, UNLABELLED)
 
 
 @dataclass(frozen=True)
 class Bad:
-    """How many rows of each kind cannot be scored, and the first places; merges."""
+    """How many rows of each kind cannot be scored (5,), and the first places (5, 5), empty where there are fewer."""
 
-    counts: Mapping[str, int] = field(default_factory=dict)
-    places: Mapping[str, list[str]] = field(default_factory=dict)
+    counts: NDArray[np.int64]
+    places: NDArray[np.str_]
 
-    def merge(self, other: Self) -> Self:
-        kinds = dict.fromkeys([*self.counts, *other.counts])
-        return type(self)(
-            {kind: self.counts.get(kind, 0) + other.counts.get(kind, 0) for kind in kinds},
-            {kind: [*self.places.get(kind, []), *other.places.get(kind, [])][:_PLACES] for kind in kinds},
-        )
+    @staticmethod
+    def of(masks: Mapping[str, NDArray[np.bool_]], describe: Callable[[int], str]) -> Bad:
+        """State of the rows that are marked, by kind."""
+        none = np.zeros(0, np.bool_)
+        rows = [np.flatnonzero(masks.get(kind, none)).tolist() for kind in KINDS]
+        places = [[*map(describe, found[:_PLACES]), *[""] * _PLACES][:_PLACES] for found in rows]
+        return Bad(np.array([len(found) for found in rows]), np.array(places))
+
+    def merge(self, other: Bad) -> Bad:
+        pairs = zip(self.places.tolist(), other.places.tolist(), strict=True)
+        places = [sorted([*left, *right], key=lambda place: place == "")[:_PLACES] for left, right in pairs]
+        return Bad(self.counts + other.counts, np.array(places))
+
+    def by_kind(self) -> dict[str, tuple[int, list[str]]]:
+        """Number and first places of each kind that occurs."""
+        found = zip(KINDS, self.counts.tolist(), self.places.tolist(), strict=True)
+        return {kind: (count, [place for place in places if place]) for kind, count, places in found if count}
+
+
+@dataclass(frozen=True)
+class Scattered(Bad):
+    """What a piece of the input was cut into, and its bad rows.
+
+    Attributes
+    ----------
+    bounds : (regions + 1,) where the rows of each region begin and end
+    rows, annotators : digests of the objects that hold the rows and the identifiers of their annotators
+    problem : why the piece cannot be read; empty where it can
+    """
+
+    bounds: NDArray[np.int64]
+    rows: str
+    annotators: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Gathered(Bad):
+    """What a region has collected: digest of its object, and its bad rows."""
+
+    part: str
+
+
+@dataclass(frozen=True)
+class Grouped(Bad):
+    """That all is there: the number of annotators, the digest of what they are called, and all bad rows."""
+
+    annotators: int
+    ids: str
 
 
 @dataclass(frozen=True)
 class _Store:
-    """Where the copy and what leads to it are kept; what is there counts only if it is of the same manifest."""
+    """Where the copy and what leads to it are kept."""
 
-    version: Version
+    record: Version
     manifest: str
 
     @property
-    def copy(self) -> Location:
-        return self.version.run / "annotations"
+    def copy(self) -> GroupedCopy:
+        return GroupedCopy(self.record.run / "annotations", self.manifest)
 
     @property
     def scattered(self) -> Location:
-        return self.version.run / "scattered"
+        return self.record.run / "scattered"
 
-    def receipt(self, name: str) -> Json | None:
-        content = self.version.run.read_if_exists(name)
-        if content is None:
-            return None
-        try:
-            receipt: Json = json.loads(content)
-            return receipt if receipt["manifest"] == self.manifest else None
-        except (ValueError, KeyError, TypeError):
-            return None
-
-    def receipts(self, folder: str) -> dict[str, Json]:
-        """Receipts of a round, by name; listed once."""
-        place = self.version.run / folder
-        names = [entry.path for entry in place.entries() if entry.path.endswith(".json")]
-        found = {name.removesuffix(".json"): self.receipt(f"{folder}/{name}") for name in names}
-        return {name: receipt for name, receipt in found.items() if receipt is not None}
-
-    def write(self, name: str, receipt: Json) -> None:
-        self.version.run.write(name, dump_json({"manifest": self.manifest, **receipt}))
+    @property
+    def grouped(self) -> Grouped | None:
+        return self.record.read_state("grouped", Grouped, self.manifest)
 
 
 @dataclass(frozen=True)
-class _ScatterJob:
+class _Job:
+    """What both rounds' jobs are made of; either does one unit of work."""
+
     store: _Store
+
+    units = 1
+
+    @property
+    def digest(self) -> str:
+        return self.store.manifest
+
+    @property
+    def record(self) -> Version:
+        return self.store.record
+
+
+@dataclass(frozen=True)
+class _ScatterJob(_Job):
     files: AnnotationFiles
     piece: Piece
     starts: NDArray[np.int64]
@@ -113,16 +159,33 @@ class _ScatterJob:
     ids: Source | None
 
     @property
+    def name(self) -> str:
+        return f"scatter/{self.piece.name}"
+
+    @property
+    def nbytes(self) -> int:
+        return (self.piece.stop - self.piece.start) * (1 if self.files.kind == "csv" else _ROW.itemsize)
+
+    @property
     def examples(self) -> int:
         return int(self.starts[-1])
 
 
 @dataclass(frozen=True)
-class _GatherJob:
-    store: _Store
+class _GatherJob(_Job):
+    """`ranges` (pieces, 2) are the region's rows in each piece."""
+
     region: Region
-    parts: tuple[tuple[str, int, int], ...]
-    place: str
+    pieces: Sequence[Piece] = ()
+    ranges: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+
+    @property
+    def name(self) -> str:
+        return f"gather/{self.region.name}"
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.diff(self.ranges).sum()) * _ROW.itemsize
 
 
 def group(plan: Plan, version: Version, manifest: str, client: Client, listener: Listener) -> Plan:
@@ -137,145 +200,151 @@ def group(plan: Plan, version: Version, manifest: str, client: Client, listener:
     """
     name, source = next((n, s) for n, s in plan.sources.items() if isinstance(s, AnnotationsSource))
     store = _Store(version, manifest)
-    done = store.receipt("annotations.json")
-    if done is None:
-        bad = _group(plan, source, store, client, listener)
-        if bad.counts and plan.config.input[name].bad_rows != "drop":
+    if not _is_whole(store, plan, client):
+        grouped = _group(plan, source, store, client, listener)
+        bad = grouped.by_kind()
+        if bad and plan.config.input[name].bad_rows != "drop":
             raise _refusal(bad, source.place)
-        store.write("annotations.json", {"annotators": len(read_ids(store.copy, IDS)), **_described(bad)})
+        version.write_state("grouped", grouped, manifest)
         store.scattered.delete()
+        (version.run / "stats/scatter").delete()
     return replace(plan, sources={**plan.sources, name: replace(source, copy=store.copy)})
 
 
 def facts(version: Version, manifest: str) -> Json | None:
     """What grouping found: the number of annotators, and of rows that were left out; None where nothing was grouped."""
-    receipt = _Store(version, manifest).receipt("annotations.json")
-    return None if receipt is None else {key: value for key, value in receipt.items() if key != "manifest"}
+    grouped = _Store(version, manifest).grouped
+    if grouped is None:
+        return None
+    bad = grouped.by_kind()
+    return {
+        "annotators": grouped.annotators,
+        "bad": {kind: count for kind, (count, _) in bad.items()},
+        "places": {kind: places for kind, (_, places) in bad.items()},
+    }
 
 
 def clear(version: Version) -> None:
-    """Remove the copy once nothing needs it any more."""
-    (version.run / "annotations").delete()
+    """Remove the copy and its record once nothing needs them any more."""
+    for folder in ("annotations", "stats/gather"):
+        (version.run / folder).delete()
+    version.run.delete_object("stats/grouped.npz")
 
 
-def _group(plan: Plan, source: AnnotationsSource, store: _Store, client: Client, listener: Listener) -> Bad:
-    regions = list(plan.layout.regions)
+def _is_whole(store: _Store, plan: Plan, client: Client) -> bool:
+    """Whether the copy was finished in an earlier session, and all of it still is as it was written."""
+    grouped = store.grouped
+    if grouped is None or not _holds(store.copy.location, IDS, grouped.ids):
+        return False
+    found = on_record([_GatherJob(store, region) for region in plan.layout.regions], Gathered)
+    parts = [(job, state) for job, state in found if state is not None]
+    checks = in_flight(client, _part_is_there, parts, plan.worker_bytes)
+    return len(parts) == len(found) and all(intact for _, intact in checks)
+
+
+def _group(plan: Plan, source: AnnotationsSource, store: _Store, client: Client, listener: Listener) -> Grouped:
+    through = partial(work_through, client=client, worker_bytes=plan.worker_bytes, listener=listener)
+    regions, pieces = list(plan.layout.regions), source.files.pieces
     starts = np.array([*(region.start for region in regions), regions[-1].stop], np.int64)
-    files, classes = source.files, plan.layout.sizes["class"]
-    scattered = store.receipts("scattered")
-    meter = Meter("scatter", len(files.pieces), listener, done=len(scattered), unit="pieces")
-    scatter_jobs = (
-        _ScatterJob(store, files.part(piece), piece, starts, classes, plan.ids)
-        for piece in files.pieces
-        if piece.name not in scattered
-    )
-    for job, receipt in _each(client, _guarded_scatter, scatter_jobs, plan):
-        scattered[job.piece.name] = receipt
-        meter.advance(1, receipt["bounds"][-1], receipt["bounds"][-1] * _ROW.itemsize)
-    receipts = [scattered[piece.name] for piece in files.pieces]
-    write_ids(store.copy, IDS, _all_ids(store, [piece.name for piece in files.pieces]))
-    bounds = np.array([receipt["bounds"] for receipt in receipts], np.int64)
-    gathered = store.receipts("gathered")
-    meter = Meter("gather", len(regions), listener, done=len(gathered))
-    gather_jobs = _gather_jobs(store, regions, [piece.name for piece in files.pieces], bounds, gathered, source.place)
-    for gather_job, receipt in _each(client, _guarded_gather, gather_jobs, plan):
-        gathered[gather_job.region.name] = receipt
-        rows = receipt["annotations"]
-        meter.advance(1, rows, rows * 8)
-    bad = Bad()
-    for receipt in [*receipts, *(gathered[region.name] for region in regions)]:
-        bad = bad.merge(Bad(receipt["bad"], receipt["places"]))
-    return bad
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Why a piece cannot be read: a result, not an exception, so that it is not retried."""
-
-    message: str
-
-
-def _each(
-    client: Client, function: Callable[[JobT], Json | _Problem], jobs: Iterable[JobT], plan: Plan
-) -> Iterator[tuple[JobT, Json]]:
-    """Receipts of jobs as they are done; after the first few that cannot be done, one error lists them."""
-    problems: list[str] = []
-    for job, result in in_flight(client, function, jobs, plan.worker_bytes, lambda: len(problems) >= _PLACES):
-        if isinstance(result, _Problem):
-            problems.append(result.message)
-        else:
-            yield job, result
+    scatter_jobs = [
+        _ScatterJob(store, source.files.part(piece), piece, starts, plan.layout.sizes["class"], plan.ids)
+        for piece in pieces
+    ]
+    scattered: dict[str, Scattered] = {}
+    problems: set[str] = set()
+    for job, state in through("scatter", "pieces", scatter_jobs, _scatter, Scattered, is_there=_rows_are_there):
+        scattered[job.name] = state
+        problems |= {state.problem} - {""}
+        if len(problems) == _PLACES:
+            break
     if problems:
-        listed = "".join(f"\n  {problem}" for problem in sorted(set(problems)))
+        listed = "".join(f"\n  {problem}" for problem in sorted(problems))
         raise InvalidInput(f"annotations cannot be read. Nothing was published; mend the input.{listed}")
+    cut = [scattered[job.name] for job in scatter_jobs]
+    ids = _all_ids(store.scattered, pieces, source.place)
+    content = ids_bytes(ids)
+    store.copy.location.write(IDS, content)
+    bounds = np.array([state.bounds for state in cut])
+    gather_jobs = [_GatherJob(store, region, pieces, bounds[:, i : i + 2]) for i, region in enumerate(regions)]
+    found = through("gather", "regions", gather_jobs, _gather, Gathered, is_there=_part_is_there)
+    gathered = {job.name: state for job, state in found}
+    every: list[Bad] = [*cut, *(gathered[job.name] for job in gather_jobs)]
+    bad = reduce(Bad.merge, every)
+    return Grouped(bad.counts, bad.places, len(ids), content_digest(content))
 
 
-def _gather_jobs(
-    store: _Store,
-    regions: list[Region],
-    names: list[str],
-    bounds: NDArray[np.int64],
-    gathered: Mapping[str, Json],
-    place: str,
-) -> Iterator[_GatherJob]:
-    for number, region in enumerate(regions):
-        if region.name not in gathered:
-            ranges = zip(names, bounds[:, number].tolist(), bounds[:, number + 1].tolist(), strict=True)
-            parts = tuple((name, start, stop) for name, start, stop in ranges if stop > start)
-            yield _GatherJob(store, region, parts, place)
+def _all_ids(scattered: Location, pieces: Sequence[Piece], place: str) -> pa.Array:
+    """Distinct identifiers of annotators, ascending; beside them those of one piece are held at a time."""
+    found: pa.Array | None = None
+    for content in scattered.read_many(_names_of(piece) for piece in pieces):
+        of_piece = read_ids(content)
+        found = of_piece if found is None else pc.unique(pa.concat_arrays([found, of_piece]))
+    assert found is not None, "there is no input without a piece"
+    ids = found.take(pc.sort_indices(found))
+    keys = keys_of(as_ids(ids.to_numpy(zero_copy_only=False)))
+    order = np.argsort(keys)
+    same = order[:-1][keys[order[1:]] == keys[order[:-1]]]
+    if len(same):
+        raise InvalidInput(f"{len(same):,} annotators cannot be told from others, such as {ids[same[0]]}", place)
+    return ids
 
 
-def _all_ids(store: _Store, names: list[str]) -> Array:
-    parts = [read_ids(store.scattered, f"{name}.parquet") for name in names]
-    found: Array = np.unique(np.concatenate(parts))
-    return found
+def _rows_of(piece: Piece) -> str:
+    return f"{piece.name}.bin"
+
+
+def _names_of(piece: Piece) -> str:
+    return f"{piece.name}.parquet"
+
+
+def _holds(location: Location, path: str, digest: str) -> bool:
+    """Whether there is an object, and it is what was written."""
+    content = location.read_if_exists(path)
+    return content is not None and content_digest(content) == digest
 
 
 # -- Scatter: a piece of the input, cut by region ------------------------------------------------------------------
 
 
-def _guarded_scatter(job: _ScatterJob) -> Json | _Problem:
+def _rows_are_there(done: tuple[_ScatterJob, Scattered]) -> bool:
+    job, state = done
+    objects = ((_rows_of(job.piece), state.rows), (_names_of(job.piece), state.annotators))
+    return all(_holds(job.store.scattered, path, digest) for path, digest in objects)
+
+
+def _scatter(job: _ScatterJob) -> Scattered:
     try:
-        return _scatter(job)
-    except InvalidInput as error:
-        return _Problem(str(error))
+        return _cut(job)
+    except InvalidInput as error:  # a result, so that it is not tried again
+        none = Bad.of({}, str)
+        return Scattered(none.counts, none.places, np.zeros(len(job.starts), np.int64), "", "", str(error))
 
 
-def _scatter(job: _ScatterJob) -> Json:
+def _cut(job: _ScatterJob) -> Scattered:
     named = job.ids is not None and as_ids(np.empty(0, job.ids.dtype)).dtype == object
     example, annotator, label = job.files.read(job.piece, names=named)
-    row = _rows_of(job, example, named)
+    row = _numbers_of(job, example, named)
     unknown_example = (row < 0) | (row >= job.examples)
     unknown_class = ~unknown_example & ((label < 0) | (label >= job.classes))
 
     def describe(i: int) -> str:
         return f"{job.files.place_of(job.piece, i)}: {example[i]!s}, {annotator[i]!s}, {label[i]}"
 
-    bad = _found({UNKNOWN_EXAMPLE: unknown_example, UNKNOWN_CLASS: unknown_class}, describe)
+    bad = Bad.of({UNKNOWN_EXAMPLE: unknown_example, UNKNOWN_CLASS: unknown_class}, describe)
     kept = ~(unknown_example | unknown_class)
     codes, found = pd.factorize(annotator[kept])
-    names, places = np.unique(as_ids(found), return_inverse=True)
-    codes = places[codes]
+    ids = as_ids(found)
     records = np.empty(len(codes), _ROW)
-    records["example"], records["annotator"], records["label"] = row[kept], codes, label[kept]
+    records["example"], records["annotator"], records["label"] = row[kept], keys_of(ids)[codes], label[kept]
     region = np.searchsorted(job.starts, row[kept], side="right") - 1
     bounds, order = group_order(region, np.arange(len(region)), len(job.starts) - 1)
-    write_ids(job.store.scattered, f"{job.piece.name}.parquet", np.asarray(names))
-    job.store.scattered.write(f"{job.piece.name}.bin", records[order].tobytes())
-    receipt = {"bounds": bounds.tolist(), "bad": dict(bad.counts), "places": dict(bad.places)}
-    job.store.write(f"scattered/{job.piece.name}.json", receipt)
-    return receipt
+    rows, names = records[order].tobytes(), ids_bytes(ids)
+    job.store.scattered.write(_rows_of(job.piece), rows)
+    job.store.scattered.write(_names_of(job.piece), names)
+    return Scattered(bad.counts, bad.places, bounds, content_digest(rows), content_digest(names), "")
 
 
-def _found(masks: Mapping[str, NDArray[np.bool_]], describe: Any) -> Bad:
-    found = {kind: np.flatnonzero(mask) for kind, mask in masks.items() if mask.any()}
-    return Bad(
-        {kind: len(rows) for kind, rows in found.items()},
-        {kind: [describe(int(i)) for i in rows[:_PLACES]] for kind, rows in found.items()},
-    )
-
-
-def _rows_of(job: _ScatterJob, example: Array, named: bool) -> NDArray[np.int64]:
+def _numbers_of(job: _ScatterJob, example: Array, named: bool) -> NDArray[np.int64]:
     """The row of each example; -1 where there is none."""
     if job.ids is None:
         if example.dtype.kind not in "iu":
@@ -292,62 +361,28 @@ def _rows_of(job: _ScatterJob, example: Array, named: bool) -> NDArray[np.int64]
             job.files.place,
             "Store both as whole numbers, or both as text.",
         )
-    keys, rows = _index(job.ids, job.examples, job.store.manifest)
-    wanted = _keys(found)
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[at] == wanted, rows[at], -1)
-
-
-_index_lock = threading.Lock()
-_indexes: dict[tuple[str, str], tuple[Array, Array]] = {}
-
-
-def _index(ids: Source, n: int, manifest: str) -> tuple[Array, Array]:
-    """Keys of all identifiers, ascending, and their rows: 16 bytes per example, once per worker process."""
-    with _index_lock:
-        if (ids.place, manifest) not in _indexes:
-            keys = np.concatenate(
-                [_keys(as_ids(ids.read((slice(start, min(start + (1 << 20), n)),)))) for start in range(0, n, 1 << 20)]
-            )
-            rows = np.argsort(keys, kind="stable")
-            keys = keys[rows]
-            same = np.flatnonzero(keys[1:] == keys[:-1])
-            if len(same):
-                first, second = sorted(rows[same[0] : same[0] + 2].tolist())
-                raise InvalidInput(
-                    f"rows {first:,} and {second:,} have the same identifier, so annotations cannot be told apart",
-                    ids.place,
-                    "Give each example an identifier of its own.",
-                )
-            _indexes.clear()
-            _indexes[(ids.place, manifest)] = keys, rows
-        return _indexes[(ids.place, manifest)]
-
-
-def _keys(ids: Array) -> Array:
-    """Whole numbers as they are; text by a hash of 64 bits."""
-    return pd.util.hash_array(ids, categorize=False) if ids.dtype == object else ids
+    return look_up(keys_of(found), *index_of(job.ids, job.examples, job.store.manifest))
 
 
 # -- Gather: a region, from all pieces -----------------------------------------------------------------------------
 
 
-def _guarded_gather(job: _GatherJob) -> Json | _Problem:
-    try:
-        return _gather(job)
-    except InvalidInput as error:
-        return _Problem(str(error))
+def _part_is_there(done: tuple[_GatherJob, Gathered]) -> bool:
+    job, state = done
+    return _holds(job.store.copy.location, job.store.copy.part(job.region.start), state.part)
 
 
-def _gather(job: _GatherJob) -> Json:
-    store, region = job.store, job.region
-    ids = _global_ids(store)
-    parts = [_read_rows(store, *part) for part in job.parts]
-    records = np.concatenate([np.empty(0, _ROW), *parts])
-    codes = [_global_codes(store, name)[part["annotator"]] for (name, _, _), part in zip(job.parts, parts, strict=True)]
-    annotator = np.concatenate([np.empty(0, np.int64), *codes])
+def _gather(job: _GatherJob) -> Gathered:
+    copy, region = job.store.copy, job.region
+    rows = [
+        _read_rows(job.store, piece, start, stop)
+        for piece, (start, stop) in zip(job.pieces, job.ranges.tolist(), strict=True)
+        if stop > start
+    ]
+    records = np.concatenate([np.empty(0, _ROW), *rows])
+    annotator = look_up(np.ascontiguousarray(records["annotator"]), *_annotators(copy))
     n = region.stop - region.start
-    grouped, order = Annotations.group(records["example"] - region.start, annotator, records["label"], n, ids)
+    grouped, order = Annotations.group(records["example"] - region.start, annotator, records["label"], n, copy.ids)
     example = grouped.example
     again = np.zeros(len(order), bool)
     again[1:] = (np.diff(example) == 0) & (np.diff(grouped.annotator) == 0)
@@ -356,46 +391,36 @@ def _gather(job: _GatherJob) -> Json:
     unlabelled = np.diff(grouped.starts) == 0
 
     def describe(i: int) -> str:
-        return f"row {region.start + example[i]:,}: {ids[grouped.annotator[i]]!s}, {grouped.label[i]}"
+        return f"row {region.start + example[i]:,}: {copy.ids[grouped.annotator[i]]!s}, {grouped.label[i]}"
 
-    bad = _found({REPEATED: again & ~contradicts, CONTRADICTED: contradicts}, describe)
-    bad = bad.merge(_found({UNLABELLED: unlabelled}, lambda i: f"row {region.start + i:,}"))
+    bad = Bad.of({REPEATED: again & ~contradicts, CONTRADICTED: contradicts}, describe)
+    bad = bad.merge(Bad.of({UNLABELLED: unlabelled}, lambda i: f"row {region.start + i:,}"))
     if again.any():
         kept = ~again
         starts = np.concatenate([[0], np.bincount(example[kept], minlength=n).cumsum()])
-        grouped = Annotations(starts, grouped.annotator[kept], grouped.label[kept], ids)
-    write_part(store.copy, region.start, grouped)
-    receipt = {"annotations": len(grouped.label), "bad": dict(bad.counts), "places": dict(bad.places)}
-    store.write(f"gathered/{region.name}.json", receipt)
-    return receipt
+        grouped = Annotations(starts, grouped.annotator[kept], grouped.label[kept], copy.ids)
+    part = part_bytes(grouped)
+    copy.location.write(copy.part(region.start), part)
+    return Gathered(bad.counts, bad.places, content_digest(part))
 
 
-def _read_rows(store: _Store, name: str, start: int, stop: int) -> Array:
-    content = store.scattered.read_range(f"{name}.bin", start * _ROW.itemsize, stop * _ROW.itemsize)
+def _read_rows(store: _Store, piece: Piece, start: int, stop: int) -> Array:
+    content = store.scattered.read_range(_rows_of(piece), start * _ROW.itemsize, stop * _ROW.itemsize)
     return np.frombuffer(content, _ROW)
 
 
 @lru_cache(maxsize=2)
-def _global_ids(store: _Store) -> Array:
-    return read_ids(store.copy, IDS)
+def _annotators(copy: GroupedCopy) -> tuple[Keys, NDArray[np.int64]]:
+    """Keys of all annotators, ascending, and their numbers."""
+    keys = keys_of(copy.ids)
+    order = np.argsort(keys)
+    return keys[order], order
 
 
-@lru_cache(maxsize=1024)
-def _global_codes(store: _Store, name: str) -> NDArray[np.int64]:
-    """The number in the whole crowd of each annotator of a piece."""
-    return np.searchsorted(_global_ids(store), read_ids(store.scattered, f"{name}.parquet"))
-
-
-def _refusal(bad: Bad, place: str) -> InvalidInput:
-    listed = "".join(
-        f"\n  {count:,} {kind}, such as {'; '.join(bad.places[kind])}" for kind, count in bad.counts.items()
-    )
+def _refusal(bad: Mapping[str, tuple[int, list[str]]], place: str) -> InvalidInput:
+    listed = "".join(f"\n  {count:,} {kind}, such as {'; '.join(places)}" for kind, (count, places) in bad.items())
     return InvalidInput(
         f"some annotations cannot be scored. Nothing was published; mend the input and run again with --fresh, or set "
         f"bad_rows: drop.{listed}",
         place,
     )
-
-
-def _described(bad: Bad) -> Json:
-    return {"bad": dict(bad.counts), "places": dict(bad.places)}

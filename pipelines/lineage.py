@@ -58,7 +58,9 @@ class Lineage:
         regions, formers = Regions.of(manifest), np.full(len(contents), -1)
         previous = previous_of(version.out, manifest)
         before = previous.manifest() if previous else None
-        if previous and before and settings_of(before) == settings_of(manifest):
+        # An annotation may be of any example, and each moves the weights by which all others are scored.
+        alone = all(spec.kind != "annotations" for spec in get_task(manifest["task"]).inputs)
+        if previous and before and alone and settings_of(before) == settings_of(manifest):
             kept = previous.contents(before["digest"])
             regions = Regions.of(before)
             if kept is not None and len(kept) == len(regions):

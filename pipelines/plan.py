@@ -115,7 +115,8 @@ class Plan:
         threads = self.resources.threads_per_worker
         grouped = [source for source in self.sources.values() if isinstance(source, AnnotationsSource)]
         if not grouped:
-            return WORKER_BYTES + threads * self.region_bytes
+            held = self.task.held_bytes(self.params, self.layout.sizes["example"])
+            return WORKER_BYTES + held + threads * self.region_bytes
         index = INDEX_BYTES * self.layout.sizes["example"] if self.ids else 0
         piece = grouped[0].files.piece_rows * PIECE_ROW_BYTES
         table = 8 * grouped[0].nbytes([self.layout.regions.step])
@@ -216,6 +217,7 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
     infos = {name: ArrayInfo(_known_shape(source), source.dtype, source.place) for name, source in sources.items()}
     sizes = check_layout(task, infos)
     sizes = {dim: sizes[dim] for dim in task.dims}
+    config.expect.refuse_unknown_classes(sizes.get("class", 0))
     sources = {
         name: replace(source, examples=sizes["example"]) if isinstance(source, AnnotationsSource) else source
         for name, source in sources.items()

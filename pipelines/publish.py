@@ -1,6 +1,7 @@
 """Stage 5, publish: write what readers want, and last of all the pointer that lets them find it.
 
-What is published depends on the input and the settings alone: no clock, no name of a machine, no order of events.
+What is published depends on the input and the settings alone: no clock, no name of a machine, no order of events. The
+report says besides what has changed since the version before.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from labelqa_dask.core.errors import LabelQAError
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.summary import HISTOGRAM_BINS, Summary
 from labelqa_dask.core.task import Block, Stats
 from labelqa_dask.storage.record import Json, Version, basis_of, dump_json
 from labelqa_dask.storage.sinks import parquet_bytes
+from pipelines.compare import Comparison, Found, compare, published_versions
+from pipelines.expect import evaluate
 from pipelines.frozen import frozen_statistics, remarks
 from pipelines.group import facts
 from pipelines.layout import Region
@@ -35,20 +39,34 @@ def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) 
     stats = statistics(plan.task.name, plan.params, plan.counted, version, basis, None)
     frozen = frozen_statistics(plan, version, manifest, stats, basis)
     summary = _summary(plan, manifest, selection, stats, frozen, _crowd(plan, version, manifest["digest"], stats))
+    tables = _tables(plan, version, stats, manifest["digest"], basis)
+    findings = evaluate(plan.config.expect, summary, tables.get("annotators"))
+    summary["expectations"] = [finding.to_json() for finding in findings]
     charts = plan.task.charts(plan.params, stats)
     worst = worst_table(plan, selection.summary)
+    since = _since(version, Found(version.name, summary, worst, tables.get("annotators")))
     files = {"worst.parquet": parquet_bytes(_typed(pa.Table.from_pandas(worst, preserve_index=False)))}
     classes = _classes_table(summary)
     if classes is not None:
         files["classes.parquet"] = parquet_bytes(pa.Table.from_pandas(classes, preserve_index=False))
-    tables = _tables(plan, version, stats, manifest["digest"], basis)
     for name, table in tables.items():
         files[f"{name}.parquet"] = parquet_bytes(pa.Table.from_pandas(table, preserve_index=False))
     files["summary.json"] = dump_json(summary)
-    files["report.html"] = render_report(summary, worst, _previews(selection), charts, tables).encode()
+    files["report.html"] = render_report(summary, worst, _previews(selection), charts, tables, since).encode()
     told = {"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")}
     version.publish(files, plan.sink(version.location).metadata(), told)
     return summary
+
+
+def _since(version: Version, found: Found) -> Comparison | None:
+    """What has changed since the version before; None where there is none that can be read and compared."""
+    before = [name for name in published_versions(version.out) if name < version.name]
+    if not before:
+        return None
+    try:
+        return compare(Found.read(Version(version.out, before[-1])), found)
+    except (LabelQAError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def worst_table(plan: Plan, summary: Summary) -> pd.DataFrame:

@@ -107,14 +107,16 @@ def _work_on(item: tuple[RegionJob, bool]) -> Outcome:
 def take_over_region(job: RegionJob, former: Former) -> bool:
     """Copy the scores of a region from the version before, if they follow from the same and are all there."""
     receipt = former.version.receipt(former.region.name)
-    if receipt is None or receipt.key != job.key or not receipt.scored or receipt.files:
+    if receipt is None or receipt.key != job.key or not receipt.scored:
         return False
     region, was = job.region, (former.region.name, former.region.start)
     try:
-        job.sink.take_over(former.version.location, was, region.name, region.start, region.stop, job.outputs)
+        files = job.sink.take_over(
+            former.version.location, was, region.name, region.start, region.stop, job.outputs, receipt.files
+        )
     except FileNotFoundError:
         return False
-    job.version.write_receipt(receipt.moved(region.name, region.start, job.basis))
+    job.version.write_receipt(receipt.moved(region.name, region.start, job.basis, files))
     return True
 
 
@@ -138,11 +140,9 @@ def score_region(job: RegionJob) -> None:
     assert summary is not None
     whole = {"id": ids} if ids is not None else {}
     whole |= {name: np.concatenate(values) for name, values in columns.items()}
-    job.sink.write_rows(job.region.name, job.region.start, whole)
-    files = dict(
-        _write_details(job, name, {column: np.concatenate(each) for column, each in parts.items()}, ids)
-        for name, parts in details.items()
-    )
+    files = dict(job.sink.write_rows(job.region.name, job.region.start, whole))
+    for name, parts in details.items():
+        files |= _write_details(job, name, {column: np.concatenate(each) for column, each in parts.items()}, ids)
     _write_receipt(job, summary, whole, blocks, files)
 
 
@@ -153,9 +153,9 @@ def leave_out_region(job: RegionJob) -> None:
     if job.ids:
         with suppress(InvalidInput):  # they may be what is bad
             ids = as_ids(job.ids.read((slice(start, stop),)))
-    job.sink.leave_out(job.region.name, start, stop, job.outputs, ids)
+    files = job.sink.leave_out(job.region.name, start, stop, job.outputs, ids)
     summary = Summary.of(np.full(stop - start, np.nan), start, None, None, job.worst, {})
-    _write_receipt(job, summary, {"id": ids} if ids is not None else {}, {}, {}, scored=False)
+    _write_receipt(job, summary, {"id": ids} if ids is not None else {}, {}, files, scored=False)
 
 
 def _write_receipt(
@@ -192,13 +192,13 @@ def _joined(left: Mapping[str, str], right: Mapping[str, str]) -> dict[str, str]
     return {name: left.get(name, "") + digests for name, digests in right.items()}
 
 
-def _write_details(job: RegionJob, name: str, columns: dict[str, Array], ids: Array | None) -> tuple[str, str]:
-    """Write a region's part of a table with rows of its own; returns its path and digest."""
+def _write_details(job: RegionJob, name: str, columns: dict[str, Array], ids: Array | None) -> dict[str, str]:
+    """Write a region's part of a table with rows of its own; returns its digest by its path."""
     if ids is not None:
         columns = {"row": columns["row"], "id": ids[columns["row"] - job.region.start], **columns}
     path, content = f"{name}/part-{job.region.name}.parquet", parquet_bytes(pa.table(columns))
     job.version.location.write(path, content)
-    return path, content_digest(content)
+    return {path: content_digest(content)}
 
 
 def _score_rows(

@@ -138,12 +138,14 @@ class _Record:
         return self.version.read_partial(step.name, region.name, step.state, key) is not None
 
     def strange_parts(self) -> Iterator[str]:
-        """Parts of no region, which readers would take for scores."""
+        """Parts of no region, which readers would take for its scores, or for a table beside them."""
+        known = {path for receipt in self.version.receipts(self.basis) for path in receipt.files}
         if isinstance(self.sink, ParquetSink):
-            known = {self.sink.part(region.name) for region in self.layout.regions}
-            for entry in self.sink.location.entries():
+            known |= {f"{self.sink.location.name}/{self.sink.part(region.name)}" for region in self.layout.regions}
+        for folder in {path.rpartition("/")[0] for path in known}:
+            for entry in self.version.location.entries(folder):
                 if entry.path not in known:
-                    yield f"{self.sink.location / entry.path}: is not of this version"
+                    yield f"{self.version.location / entry.path}: is not of this version"
 
     def check_region(self, receipt: Receipt) -> list[str]:
         """What is wrong with what a region has written."""

@@ -43,6 +43,14 @@ class RunConflict(LabelQAError):
     """An unfinished run whose settings or inputs differ from what is asked for now."""
 
 
+class OutdatedRun(RunConflict):
+    """An unfinished run whose inputs have been rewritten since, so that it can never be finished."""
+
+
+class OutputInUse(RunConflict):
+    """An output that somebody else is working on."""
+
+
 class StorageError(LabelQAError, OSError):
     """An object that could not be read or written."""
 

@@ -255,5 +255,5 @@ def _results(states: Mapping[str, State | None]) -> dict[str, Any]:
     return {name: None if state is None else state.result() for name, state in states.items()}
 
 
-def _merge_states(states: list[State]) -> State:
-    return reduce(lambda left, right: left.merge(right), states)
+def _merge_states(states: list[State | None]) -> State | None:
+    return reduce(merge_states, states)

@@ -198,6 +198,7 @@ class Task(ABC, Generic[ParamsT]):
     ranked_by : the output by which examples are ranked, one score per example.
     class_unit : what `class_scores` counts ("examples", "pixels").
     fewest_classes : the number of classes below which the method has no meaning.
+    told_where : what is told only where a parameter has some value, `issues` and `annotators`: its name and the value.
     """
 
     params_model: ClassVar[type[Params]]
@@ -206,6 +207,7 @@ class Task(ABC, Generic[ParamsT]):
     ranked_by: ClassVar[str]
     class_unit: ClassVar[str] = "examples"
     fewest_classes: ClassVar[int] = 2
+    told_where: ClassVar[Mapping[str, tuple[str, Any]]] = {}
 
     @property
     def name(self) -> str:
@@ -238,6 +240,10 @@ class Task(ABC, Generic[ParamsT]):
     def written(self, params: ParamsT) -> tuple[ArraySpec, ...]:
         """The arrays written with these parameters."""
         return self.outputs
+
+    def held_bytes(self, params: ParamsT, n: int) -> int:
+        """Memory of the global statistics of n examples in a worker, where it grows with them."""
+        return 0
 
     def multiples(self, params: ParamsT) -> Mapping[str, int]:
         """Dimensions along which data come in cells, and how long these are: sizes and blocks hold whole ones."""

@@ -13,7 +13,6 @@ Axes: n = examples, p = models, k = classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,12 @@ from numpy.typing import NDArray
 
 from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.kernels import Array
-from labelqa_dask.core.task import Block
-from labelqa_dask.multiannotator.crowdlab import get_majority_vote_label, read_crowd, read_models, run
-from labelqa_dask.multiannotator.forms import NAME, Crowd
-from labelqa_dask.multiannotator.task import TASK, calibrated, weights_of
+from labelqa_dask.core.task import Block, Stats
+from labelqa_dask.multiannotator import activelab, lazy
+from labelqa_dask.multiannotator.activelab import Learned
+from labelqa_dask.multiannotator.crowdlab import read_crowd, run
+from labelqa_dask.multiannotator.forms import NAME, Crowd, models_first
+from labelqa_dask.multiannotator.states import Votes
 
 Floats = NDArray[np.float64]
 
@@ -36,12 +37,12 @@ def get_active_learning_scores(
     *,
     columns: Sequence[str] | None = None,
     seed: int = 0,
-) -> tuple[Floats, Floats]:
+) -> tuple[Any, Any]:
     """Score how sure the class of each example is by now; the lowest are those to be labelled next.
 
     Parameters
     ----------
-    labels_multiannotator : (n, m) array or DataFrame, or long pandas DataFrame, optional
+    labels_multiannotator : (n, m) array or DataFrame, or long DataFrame, optional
         As of `get_label_quality_multiannotator`; one annotator is enough.
     pred_probs : (n, k) float array, optional
         Probabilities of the labelled examples.
@@ -57,7 +58,7 @@ def get_active_learning_scores(
     scores : (n,) float64 array
         Of labelled examples, empty where there are none; in [0, 1].
     scores_unlabeled : (u,) float64 array
-        Comparable with those.
+        Comparable with those. If an input is lazy, both are Dask arrays.
 
     Raises
     ------
@@ -81,12 +82,12 @@ def get_active_learning_scores_ensemble(
     *,
     columns: Sequence[str] | None = None,
     seed: int = 0,
-) -> tuple[Floats, Floats]:
+) -> tuple[Any, Any]:
     """As `get_active_learning_scores`, with the predictions of several models.
 
     Parameters
     ----------
-    labels_multiannotator : (n, m) array or DataFrame, or long pandas DataFrame, optional
+    labels_multiannotator : (n, m) array or DataFrame, or long DataFrame, optional
     pred_probs : (p, n, k) float array, optional
     pred_probs_unlabeled : (p, u, k) float array, optional
     columns, seed
@@ -104,67 +105,41 @@ def get_active_learning_scores_ensemble(
     return _scores(labels_multiannotator, pred_probs, pred_probs_unlabeled, columns, seed, ensemble=True)
 
 
-@dataclass(frozen=True)
-class _Learned:
-    """What labelled examples tell of models and annotators."""
-
-    temperature: Floats
-    model_weight: Floats
-    mean_annotator_weight: float
-
-
 def _scores(
     labels: Any, pred_probs: Any, unlabeled: Any, columns: Sequence[str] | None, seed: int, *, ensemble: bool
-) -> tuple[Floats, Floats]:
+) -> tuple[Any, Any]:
     if pred_probs is None and unlabeled is None:
         raise InvalidInput("pred_probs and pred_probs_unlabeled are both missing", mend="Give one of them, or both.")
-    others = None if unlabeled is None else read_models(unlabeled, ensemble=ensemble, name="pred_probs_unlabeled")
+    if pred_probs is not None and labels is None:
+        raise InvalidInput("is missing, but pred_probs is given", NAME, "Give the labels of these examples.")
+    labels, pred_probs, unlabeled = map(lazy.plain, (labels, pred_probs, unlabeled))
+    if any(map(lazy.is_lazy, (labels, pred_probs, unlabeled))):
+        return lazy.active_learning_scores(labels, pred_probs, unlabeled, columns, seed, ensemble=ensemble)
+    others = None
+    if unlabeled is not None:
+        others = models_first(np.asarray(unlabeled), ensemble, "pred_probs_unlabeled")
     if pred_probs is None:
         assert others is not None
-        models = others.shape[1]
-        return np.empty(0), _of_unlabeled(others, _Learned(np.ones(models), np.ones(models), 1.0), seed, ensemble)
-    if labels is None:
-        raise InvalidInput("is missing, but pred_probs is given", NAME, "Give the labels of these examples.")
-    crowd, models_ = read_crowd(labels, pred_probs, columns, ensemble=ensemble)
-    if others is not None and others.shape[1:] != models_.shape[1:]:
-        raise InvalidInput(
-            f"has {others.shape[2]} classes and {others.shape[1]} models, but pred_probs has {models_.shape[2]} and "
-            f"{models_.shape[1]}",
-            "pred_probs_unlabeled",
-            "Both must be of the same models.",
-        )
-    scores, learned = _of_labeled(crowd, models_, seed)
-    return scores, np.empty(0) if others is None else _of_unlabeled(others, learned, seed, ensemble)
+        return np.empty(0), _of_unlabeled(others, activelab.nothing_learned(others.shape[1]), seed)
+    crowd, models = read_crowd(labels, pred_probs, columns, ensemble=ensemble)
+    if others is not None:
+        activelab.check_same_models(others.shape, models.shape)
+    scores, learned = _of_labeled(crowd, models, seed)
+    return scores, np.empty(0) if others is None else _of_unlabeled(others, learned, seed)
 
 
-def _of_labeled(crowd: Crowd, models: Array, seed: int) -> tuple[Floats, _Learned]:
-    annotations = crowd.annotations
-    k = models.shape[2]
-    if (np.diff(annotations.starts) == 1).all():
-        learned = _Learned(np.ones(models.shape[1]), np.ones(models.shape[1]), 1.0)
-        average = calibrated(Block({"pred_probs": models}), np.empty(0)).mean(axis=1)
-        quality = average[np.arange(len(average)), annotations.label]
-        weight = np.ones(len(crowd.annotators))
-    else:
-        params = TASK.params(
-            calibrate_probs=True, return_detailed_quality=False, return_annotator_stats=False, seed=seed
-        )
+def _of_labeled(crowd: Crowd, models: Array, seed: int) -> tuple[Floats, Learned]:
+    arrays: dict[str, Any] = {"annotations": crowd.annotations, "pred_probs": models}
+    block, params = Block(arrays), activelab.params(seed)
+    stats: Stats = {"votes": Votes.of(crowd.annotations, models.shape[2])}
+    if stats["votes"].overlapping:
         found = run(crowd, models, params, verbose=False)
-        weights = weights_of("best_quality", found.stats)
-        quality, weight = found.scores["consensus_quality_score"], weights.annotator
-        learned = _Learned(found.stats["temperature"], weights.model, float(weight.mean()))
-    voices = np.add.reduceat(weight[annotations.annotator], annotations.starts[:-1]) + learned.model_weight.sum()
-    return (quality * voices + learned.mean_annotator_weight / k) / (voices + learned.mean_annotator_weight), learned
+        stats, quality = found.stats, found.scores["consensus_quality_score"]
+    else:
+        quality = activelab.quality(block, params, stats)
+    learned = activelab.learn(stats, models.shape[1])
+    return activelab.of_labeled(block, quality, learned), learned
 
 
-def _of_unlabeled(models: Array, learned: _Learned, seed: int, ensemble: bool) -> Floats:
-    n, _, k = models.shape
-    probabilities = calibrated(Block({"pred_probs": models}), learned.temperature)
-    label = probabilities[:, 0].argmax(axis=1)
-    if ensemble:
-        votes = probabilities.argmax(axis=2)
-        label = get_majority_vote_label(votes, probabilities.mean(axis=1), verbose=False, seed=seed)
-    total = learned.model_weight.sum() + learned.mean_annotator_weight
-    quality = probabilities[np.arange(n), :, label] @ learned.model_weight
-    scores: Floats = (quality + learned.mean_annotator_weight / k) / total
-    return scores
+def _of_unlabeled(models: Array, learned: Learned, seed: int) -> Floats:
+    return activelab.of_unlabeled(models, 0, learned, activelab.votes_of_models(models, 0, learned), seed)

@@ -17,9 +17,8 @@ from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.layout import ArrayInfo, check_layout
 from labelqa_dask.core.task import merge_states
-from labelqa_dask.multiannotator import forms, kernels, lazy
+from labelqa_dask.multiannotator import forms, lazy
 from labelqa_dask.multiannotator.forms import LONG_COLUMNS, Crowd
-from labelqa_dask.multiannotator.kernels import Tiebreak
 from labelqa_dask.multiannotator.states import ByClass, Consensus, Votes
 from labelqa_dask.multiannotator.task import (
     TASK,
@@ -154,8 +153,9 @@ def get_label_quality_multiannotator_ensemble(
     Parameters
     ----------
     labels_multiannotator : (n, m) array or DataFrame, or long DataFrame
+        As of `get_label_quality_multiannotator`.
     pred_probs : (p, n, k) float array
-        Of p models, in memory.
+        Of p models; NumPy or Dask.
     calibrate_probs, return_detailed_quality, return_annotator_stats, return_weights, verbose,
     label_quality_score_kwargs, columns, seed
         As of `get_label_quality_multiannotator`. Each model is calibrated by a temperature of its own.
@@ -163,7 +163,7 @@ def get_label_quality_multiannotator_ensemble(
     Returns
     -------
     dict
-        The same; ``model_weight`` is a (p,) array.
+        The same, lazy if an input is; ``model_weight`` is a (p,) array.
 
     Raises
     ------
@@ -176,6 +176,11 @@ def get_label_quality_multiannotator_ensemble(
         label_quality_score_kwargs=dict(label_quality_score_kwargs),
         seed=seed,
     )
+    labels_multiannotator, pred_probs = lazy.plain(labels_multiannotator), lazy.plain(pred_probs)
+    if lazy.is_lazy(labels_multiannotator) or lazy.is_lazy(pred_probs):
+        return lazy.label_quality(
+            labels_multiannotator, pred_probs, params, columns, return_weights=return_weights, ensemble=True
+        )
     crowd, models = read_crowd(labels_multiannotator, pred_probs, columns, ensemble=True)
     found = run(crowd, models, params, verbose=verbose)
     result = frames(labels_multiannotator, crowd, found, params, columns)
@@ -231,20 +236,10 @@ def get_majority_vote_label(
         k = int(crowd.annotations.label.max(initial=-1)) + 1
         probabilities = np.empty((0, k))
         forms.check_labels(crowd, k)
-    annotations = crowd.annotations
-    votes = Votes.of(annotations, k)
+    votes = Votes.of(crowd.annotations, k)
     if verbose:
         forms.check_crowd(votes.given, votes.sizes, crowd.annotators)
-    labels = np.empty(len(annotations), np.int64)
-    drawn = kernels.majority_votes(
-        annotations.starts,
-        annotations.annotator,
-        annotations.label,
-        probabilities,
-        k,
-        Tiebreak(votes.frequency, votes.skill(), seed, 0),
-        labels,
-    )
+    labels, drawn = votes.majority(crowd.annotations, probabilities, seed)
     if verbose:
         _warn_of_draws(drawn)
         _warn_of_lost_classes(votes, np.unique(labels), "majority_vote")
@@ -303,7 +298,7 @@ def read_crowd(
     """Annotations, and the predictions (n, p, k) of one model or of an ensemble; both checked against each other."""
     labels, pred_probs = lazy.plain(labels), lazy.plain(pred_probs)
     examples = pred_probs.index if isinstance(pred_probs, pd.DataFrame) else None
-    models = read_models(pred_probs, ensemble=ensemble)
+    models = forms.models_first(np.asarray(pred_probs), ensemble, "pred_probs")
     crowd = forms.read(labels, columns, examples)
     n = len(crowd.annotations)
     infos = {
@@ -313,20 +308,6 @@ def read_crowd(
     check_layout(TASK, infos)
     forms.check_labels(crowd, models.shape[2])
     return crowd, models
-
-
-def read_models(pred_probs: Any, *, ensemble: bool, name: str = "pred_probs") -> Array:
-    """Predictions as (n, p, k)."""
-    values = np.asarray(pred_probs)
-    wanted = "(models, examples, classes)" if ensemble else "(examples, classes)"
-    if values.ndim != (3 if ensemble else 2):
-        mend = {2: "This one is for ensembles of models.", 3: "There is another function for ensembles of models."}
-        raise InvalidInput(
-            f"must have the dimensions {wanted}, got shape {values.shape}", name, mend.get(values.ndim, "")
-        )
-    if values.dtype.kind != "f":
-        raise InvalidInput(f"must be floating point, got {values.dtype}", name)
-    return values.transpose(1, 0, 2) if ensemble else values[:, None, :]
 
 
 def run(crowd: Crowd, models: Array, params: MultiannotatorParams, *, verbose: bool) -> Found:

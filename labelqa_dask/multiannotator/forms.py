@@ -195,6 +195,19 @@ def check_no_duplicates(annotations: Annotations, examples: pd.Index[Any]) -> No
         )
 
 
+def models_first(values: Any, ensemble: bool, name: str) -> Any:
+    """Predictions of a model or an ensemble, of NumPy or Dask, as (n, p, k)."""
+    wanted = "(models, examples, classes)" if ensemble else "(examples, classes)"
+    if values.ndim != (3 if ensemble else 2):
+        mend = {2: "This one is for ensembles of models.", 3: "There is another function for ensembles of models."}
+        raise InvalidInput(
+            f"must have the dimensions {wanted}, got shape {values.shape}", name, mend.get(values.ndim, "")
+        )
+    if values.dtype.kind != "f":
+        raise InvalidInput(f"must be floating point, got {values.dtype}", name)
+    return values.transpose(1, 0, 2) if ensemble else values[:, None, :]
+
+
 def check_labels(crowd: Crowd, k: int) -> None:
     """Refuse labels outside 0..k-1 and examples without any."""
     annotations = crowd.annotations

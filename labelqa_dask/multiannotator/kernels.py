@@ -1,4 +1,4 @@
-"""Kernels of CROWDLAB: one example after the other, its annotations in compressed rows, its probabilities in a row.
+"""Kernels of CROWDLAB: walks over examples, their annotations in compressed rows, their probabilities in rows.
 
 All of them take the annotations as `starts`, `annotators` and `labels` (see `Annotations`), sorted by annotator within
 an example, and `pred_probs` (n, p, k) of p models. They add to sums that are counts wherever that is possible: what
@@ -14,21 +14,25 @@ Axes: n = examples, m = annotators, A = annotations, a = annotations of an examp
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from labelqa_dask.core.confident import FLOOR
-from labelqa_dask.core.kernels import (
-    PROBABILITY_TOLERANCE,
-    Array,
-    exp_nonpositive,
-    kernel,
-    log_positive,
+from labelqa_dask.core.kernels import exp_nonpositive, kernel, log_positive
+from labelqa_dask.multiannotator.example import (
+    SMALLEST,
+    digest_row,
+    majority_label,
+    most_given,
+    most_probable,
+    posterior_of,
+    read_probabilities,
+    score_adjusted,
+    score_label,
+    shares_of,
+    thresholds_of,
 )
 
-SMALLEST = 1e-30
 _LOG_SMALLEST = math.log(SMALLEST)
 
 # -- Forms ---------------------------------------------------------------------------------------------------------
@@ -67,314 +71,6 @@ def first_invalid(starts: Any, annotators: Any, labels: Any, k: int) -> int:
     return -1
 
 
-# -- One example ---------------------------------------------------------------------------------------------------
-
-
-class Model(NamedTuple):
-    """Predictions and how they are read.
-
-    Attributes
-    ----------
-    pred_probs : (n, p, k) float32 or float64
-    temperature : (p,) float64; empty where they are not calibrated
-    sum_tolerance : how far a row's sum may be from 1
-    """
-
-    pred_probs: Array
-    temperature: NDArray[np.float64]
-    sum_tolerance: float
-
-
-class Tiebreak(NamedTuple):
-    """What settles equal votes.
-
-    Attributes
-    ----------
-    frequency : (k,) int64, annotations per class
-    skill : (m,) float64, initial quality of each annotator
-    seed : of draws
-    first : number of the block's first example, of which draws depend
-    """
-
-    frequency: NDArray[np.int64]
-    skill: NDArray[np.float64]
-    seed: int
-    first: int
-
-
-class Weights(NamedTuple):
-    """How much each voice counts in the posterior.
-
-    Attributes
-    ----------
-    model : (p,) float64
-    annotator : (m,) float64
-    likelihood : probability that an annotator gives the consensus label
-    unlikelihood : probability that an annotator gives one certain other label
-    """
-
-    model: NDArray[np.float64]
-    annotator: NDArray[np.float64]
-    likelihood: float
-    unlikelihood: float
-
-
-class Scoring(NamedTuple):
-    """How a label is scored under a row of probabilities.
-
-    Attributes
-    ----------
-    method : 0 self-confidence, 1 normalized margin, 2 confidence-weighted entropy
-    adjust : whether thresholds are subtracted
-    consensus : (k,) thresholds for consensus labels
-    starts, classes, thresholds : the thresholds of annotator j, of the classes it has given, are `starts[j]` to
-        `starts[j + 1]`; of others `missing`
-    missing : threshold of a class without examples
-    """
-
-    method: int
-    adjust: bool
-    consensus: NDArray[np.float64]
-    starts: NDArray[np.int64]
-    classes: NDArray[np.int64]
-    thresholds: NDArray[np.float64]
-    missing: float
-
-
-@kernel
-def _read(pred_probs: Any, temperature: Any, sum_tolerance: float, i: int, priors: Any, average: Any) -> bool:
-    """Put the probabilities of example i, calibrated, into `priors` (p, k) and their mean into `average` (k,).
-
-    False where a probability is outside [0, 1], or a row does not sum to 1.
-    """
-    p, k = priors.shape
-    bad = 0
-    if p == 1 and len(temperature) == 0:
-        total = 0.0
-        for c in range(k):
-            value = np.float64(pred_probs[i, 0, c])
-            bad += not ((value >= -PROBABILITY_TOLERANCE) & (value <= 1 + PROBABILITY_TOLERANCE))
-            total += value
-            priors[0, c] = average[c] = value
-        return bad == 0 and abs(total - 1) <= sum_tolerance
-    for model in range(p):
-        total = 0.0
-        for c in range(k):
-            value = np.float64(pred_probs[i, model, c])
-            bad += not ((value >= -PROBABILITY_TOLERANCE) & (value <= 1 + PROBABILITY_TOLERANCE))
-            total += value
-            priors[model, c] = value
-        bad += not (abs(total - 1) <= sum_tolerance)
-        if len(temperature) and not bad:
-            _calibrate(priors[model], temperature[model])
-    for c in range(k):
-        total = priors[0, c]
-        for model in range(1, p):
-            total += priors[model, c]
-        average[c] = total / p
-    return bad == 0
-
-
-@kernel
-def _calibrate(row: Any, temperature: float) -> None:
-    """softmax(ln p / temperature), p clipped from below and normalised before."""
-    total = 0.0
-    for c in range(len(row)):
-        row[c] = max(row[c], SMALLEST)
-        total += row[c]
-    scaled = 0.0
-    for c in range(len(row)):
-        row[c] = exp_nonpositive(min(log_positive(row[c] / total) / temperature, 0.0))
-        scaled += row[c]
-    for c in range(len(row)):
-        row[c] /= scaled
-
-
-@kernel
-def _mix(value: Any) -> Any:
-    """The finalizer of splitmix64: every bit of (uint64) depends on every other."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
-
-
-@kernel
-def _draw(seed: int, example: int, label: int) -> Any:
-    """A number that looks drawn at random, of these three alone."""
-    golden = np.uint64(0x9E3779B97F4A7C15)
-    value = _mix(np.uint64(seed) + golden)
-    value = _mix(value + np.uint64(example) * golden + golden)
-    return _mix(value + np.uint64(label) * golden + golden)
-
-
-@kernel
-def _most_given(labels: Any, counts: Any, tied: Any) -> int:
-    """Put the labels given most often into `tied`; returns how many. `counts` (k,) is all 0 before and after."""
-    most = 0
-    for j in range(len(labels)):
-        counts[labels[j]] += 1
-        most = max(most, counts[labels[j]])
-    number = 0
-    for j in range(len(labels)):
-        if counts[labels[j]] == most:
-            tied[number] = labels[j]
-            number += 1
-        counts[labels[j]] = 0
-    return number
-
-
-@kernel
-def _keep_highest(tied: Any, number: int, value: Any) -> int:
-    highest = -np.inf
-    for t in range(number):
-        highest = max(highest, value[t])
-    kept = 0
-    for t in range(number):
-        if value[t] == highest:
-            tied[kept] = tied[t]
-            kept += 1
-    return kept
-
-
-@kernel
-def _majority(
-    labels: Any,
-    annotators: Any,
-    average: Any,
-    frequency: Any,
-    skill: Any,
-    seed: int,
-    example: int,
-    counts: Any,
-    tied: Any,
-    value: Any,
-) -> tuple[int, bool]:
-    """Majority label of an example, and whether it had to be drawn; `average` may be empty."""
-    number = _most_given(labels, counts, tied)
-    if number > 1 and len(average):
-        for t in range(number):
-            value[t] = average[tied[t]]
-        number = _keep_highest(tied, number, value)
-    if number > 1:
-        for t in range(number):
-            value[t] = -frequency[tied[t]]
-        number = _keep_highest(tied, number, value)
-    if number > 1:
-        for t in range(number):
-            total = 0.0
-            count = 0
-            for j in range(len(labels)):
-                if labels[j] == tied[t]:
-                    total += skill[annotators[j]]
-                    count += 1
-            value[t] = total / count
-        number = _keep_highest(tied, number, value)
-    chosen = tied[0]
-    if number > 1:
-        lowest = _draw(seed, example, chosen)
-        for t in range(1, number):
-            draw = _draw(seed, example, tied[t])
-            if draw < lowest:
-                lowest, chosen = draw, tied[t]
-    return chosen, number > 1
-
-
-@kernel
-def _add_posterior(
-    priors: Any,
-    model: Any,
-    annotator_weight: Any,
-    likelihood: float,
-    unlikelihood: float,
-    labels: Any,
-    annotators: Any,
-    posterior: Any,
-) -> None:
-    """Weighted mean of what models and annotators say of each class (k,)."""
-    p, k = priors.shape
-    for c in range(k):
-        posterior[c] = priors[0, c] * model[0]
-    for j in range(1, p):
-        for c in range(k):
-            posterior[c] += priors[j, c] * model[j]
-    total = 0.0
-    for j in range(len(labels)):
-        weight = annotator_weight[annotators[j]]
-        before = posterior[labels[j]]
-        other = weight * unlikelihood
-        for c in range(k):
-            posterior[c] += other
-        posterior[labels[j]] = before + weight * likelihood
-        total += weight
-    for j in range(p):
-        total += model[j]
-    for c in range(k):
-        posterior[c] /= total
-
-
-@kernel
-def _shares(labels: Any, posterior: Any) -> None:
-    posterior[:] = 0.0
-    for j in range(len(labels)):
-        posterior[labels[j]] += 1
-    for c in range(len(posterior)):
-        posterior[c] /= len(labels)
-
-
-@kernel
-def _most_probable(posterior: Any, otherwise: int) -> int:
-    """The class of highest probability; `otherwise` where several share it."""
-    highest = 0
-    equal = 1
-    for c in range(1, len(posterior)):
-        if posterior[c] > posterior[highest]:
-            highest, equal = c, 1
-        elif posterior[c] == posterior[highest]:
-            equal += 1
-    return highest if equal == 1 else otherwise
-
-
-@kernel
-def _digest_row(row: Any, method: int) -> tuple[int, float, float, float]:
-    """What scores of any label under a row need: its highest class and value, the second value, the entropy."""
-    highest = 0
-    first, second = -np.inf, -np.inf
-    entropy = 0.0
-    if method == 1:
-        for c in range(len(row)):
-            if row[c] > first:
-                highest, first, second = c, row[c], first
-            elif row[c] > second:
-                second = row[c]
-    elif method == 2:
-        for c in range(len(row)):
-            probability = min(max(row[c], 0.0), 1.0)
-            entropy -= probability * log_positive(probability)
-        entropy /= math.log(len(row))
-    return highest, first, second, entropy
-
-
-@kernel
-def _score_label(row: Any, label: int, method: int, highest: int, first: float, second: float, entropy: float) -> float:
-    if method == 0:
-        return row[label]
-    if method == 1:
-        return (row[label] - (second if label == highest else first) + 1) / 2
-    weighted = entropy / max(row[label], FLOOR)
-    return log_positive(weighted + 1) / max(weighted, FLOOR)
-
-
-@kernel
-def _adjust(row: Any, thresholds: Any, adjusted: Any) -> None:
-    highest = thresholds.max()
-    total = 0.0
-    for c in range(len(row)):
-        adjusted[c] = row[c] - thresholds[c] + highest
-        total += adjusted[c]
-    for c in range(len(row)):
-        adjusted[c] /= total
-
-
 # -- Passes --------------------------------------------------------------------------------------------------------
 
 _FINE = 1 << 30
@@ -382,29 +78,26 @@ _COARSE = 1 << 20
 
 
 @kernel
-def add_cross_entropies(
-    starts: Any, labels: Any, pred_probs: Any, sum_tolerance: float, temperatures: Any, coarse: Any, fine: Any
-) -> int:
+def add_cross_entropies(starts: Any, labels: Any, model: Any, temperatures: Any, coarse: Any, fine: Any) -> int:
     """Add the soft cross-entropies of each example at temperatures (p, t) to (p, t) int64 sums.
 
     The sums are exact: in units of 2^-20 (`coarse`) and, of what is left over, 2^-50 (`fine`).
     """
-    n, p, k = pred_probs.shape
+    n, p, k = model.pred_probs.shape
     unit = math.log(k)
     priors, average, logarithm = np.empty((p, k)), np.empty(k), np.empty(k)
-    none = np.empty(0)
     for i in range(n):
-        if not _read(pred_probs, none, sum_tolerance, i, priors, average):
+        if not read_probabilities(model, i, priors, average):
             return i
         a = starts[i + 1] - starts[i]
         if a == 0:
             continue
-        for model in range(p):
+        for number in range(p):
             for c in range(k):
-                value = priors[model, c]
+                value = priors[number, c]
                 logarithm[c] = min(log_positive(value), 0.0) if value > 0 else -np.inf
             for t in range(temperatures.shape[1]):
-                temperature = temperatures[model, t]
+                temperature = temperatures[number, t]
                 total = 0.0
                 for c in range(k):
                     if logarithm[c] > -np.inf:
@@ -415,8 +108,8 @@ def add_cross_entropies(
                     entropy -= max(logarithm[labels[j]] / temperature - shift, _LOG_SMALLEST)
                 entropy = max(entropy / a / unit, 0.0) * _COARSE
                 whole = math.floor(entropy)
-                coarse[model, t] += np.int64(whole)
-                fine[model, t] += np.int64((entropy - whole) * _FINE)
+                coarse[number, t] += np.int64(whole)
+                fine[number, t] += np.int64((entropy - whole) * _FINE)
     return -1
 
 
@@ -454,7 +147,7 @@ def add_votes(
             same[annotators[j]] += counts[labels[j]] - 1
         for j in range(begin, end):
             counts[labels[j]] = 0
-        if a and _most_given(labels[begin:end], counts, tied) == 1:
+        if a and most_given(labels[begin:end], counts, tied) == 1:
             for j in range(begin, end):
                 untied[annotators[j]] += 1
                 untied_same[annotators[j]] += labels[j] == tied[0]
@@ -484,36 +177,16 @@ def add_consensus(
     priors, average, posterior = np.empty((p, k)), np.empty(k), np.empty(k)
     counts, tied, value = np.zeros(k, np.int64), np.empty(k, np.int64), np.empty(k)
     for i in range(n):
-        if not _read(model.pred_probs, model.temperature, model.sum_tolerance, i, priors, average):
+        if not read_probabilities(model, i, priors, average):
             return i
         given, by = labels[starts[i] : starts[i + 1]], annotators[starts[i] : starts[i + 1]]
         if len(given) == 0:
             continue
-        label, by_chance = _majority(
-            given,
-            by,
-            average,
-            tiebreak.frequency,
-            tiebreak.skill,
-            tiebreak.seed,
-            tiebreak.first + i,
-            counts,
-            tied,
-            value,
-        )
+        label, by_chance = majority_label(given, by, average, tiebreak, i, counts, tied, value)
         drawn[0] += by_chance
         if best:
-            _add_posterior(
-                priors,
-                weights.model,
-                weights.annotator,
-                weights.likelihood,
-                weights.unlikelihood,
-                given,
-                by,
-                posterior,
-            )
-            label = _most_probable(posterior, label)
+            posterior_of(priors, weights, given, by, posterior)
+            label = most_probable(posterior, label)
         if len(given) == 1:
             continue
         for j in range(len(given)):
@@ -525,12 +198,12 @@ def add_consensus(
 
 
 @kernel
-def calibrate_all(pred_probs: Any, temperature: Any, sum_tolerance: float, out: Any) -> int:
+def calibrate_all(model: Any, out: Any) -> int:
     """Calibrated probabilities (n, p, k); returns the first example with invalid ones, or -1."""
-    _, p, k = pred_probs.shape
+    n, p, k = model.pred_probs.shape
     priors, average = np.empty((p, k)), np.empty(k)
-    for i in range(len(pred_probs)):
-        if not _read(pred_probs, temperature, sum_tolerance, i, priors, average):
+    for i in range(n):
+        if not read_probabilities(model, i, priors, average):
             return i
         out[i] = priors
     return -1
@@ -544,9 +217,7 @@ def majority_votes(starts: Any, annotators: Any, labels: Any, pred_probs: Any, k
     for i in range(len(starts) - 1):
         given, by = labels[starts[i] : starts[i + 1]], annotators[starts[i] : starts[i + 1]]
         row = pred_probs[i] if len(pred_probs) else pred_probs.ravel()
-        out[i], by_chance = _majority(
-            given, by, row, tiebreak.frequency, tiebreak.skill, tiebreak.seed, tiebreak.first + i, counts, tied, value
-        )
+        out[i], by_chance = majority_label(given, by, row, tiebreak, i, counts, tied, value)
         drawn += by_chance
     return drawn
 
@@ -578,78 +249,41 @@ def score_examples(
     thresholds = np.empty(k)
     counts, tied, value = np.zeros(k, np.int64), np.empty(k, np.int64), np.empty(k)
     for i in range(n):
-        if not _read(model.pred_probs, model.temperature, model.sum_tolerance, i, priors, average):
+        if not read_probabilities(model, i, priors, average):
             return i
         begin, end = starts[i], starts[i + 1]
         if begin == end:
             consensus_label[i], consensus_quality[i], agreement[i] = -1, np.nan, np.nan
             continue
         given, by = labels[begin:end], annotators[begin:end]
-        label, _ = _majority(
-            given,
-            by,
-            average,
-            tiebreak.frequency,
-            tiebreak.skill,
-            tiebreak.seed,
-            tiebreak.first + i,
-            counts,
-            tied,
-            value,
-        )
+        label, _ = majority_label(given, by, average, tiebreak, i, counts, tied, value)
         if not crowdlab:
-            _shares(given, posterior)
+            shares_of(given, posterior)
         else:
             if best:
-                _add_posterior(
-                    priors,
-                    majority_weights.model,
-                    majority_weights.annotator,
-                    majority_weights.likelihood,
-                    majority_weights.unlikelihood,
-                    given,
-                    by,
-                    posterior,
-                )
-                label = _most_probable(posterior, label)
-            _add_posterior(
-                priors,
-                weights.model,
-                weights.annotator,
-                weights.likelihood,
-                weights.unlikelihood,
-                given,
-                by,
-                posterior,
-            )
+                posterior_of(priors, majority_weights, given, by, posterior)
+                label = most_probable(posterior, label)
+            posterior_of(priors, weights, given, by, posterior)
         consensus_label[i] = label
         agreeing = 0
         for j in range(len(given)):
             agreeing += given[j] == label
         agreement[i] = agreeing / len(given)
-        highest, first, second, entropy = _digest_row(posterior, scoring.method)
+        digest = digest_row(posterior, scoring.method)
         if not crowdlab:
             consensus_quality[i] = agreement[i]
         elif scoring.adjust:
-            _adjust(posterior, scoring.consensus, adjusted)
-            found = _digest_row(adjusted, scoring.method)
-            consensus_quality[i] = _score_label(adjusted, label, scoring.method, found[0], found[1], found[2], found[3])
+            consensus_quality[i] = score_adjusted(posterior, scoring.consensus, label, scoring.method, adjusted)
         else:
-            consensus_quality[i] = _score_label(posterior, label, scoring.method, highest, first, second, entropy)
+            consensus_quality[i] = score_label(posterior, digest, label, scoring.method)
         if len(quality) == 0:
             continue
         for j in range(len(given)):
             if scoring.adjust:
-                thresholds[:] = scoring.missing
-                for t in range(scoring.starts[by[j]], scoring.starts[by[j] + 1]):
-                    thresholds[scoring.classes[t]] = scoring.thresholds[t]
-                _adjust(posterior, thresholds, adjusted)
-                found = _digest_row(adjusted, scoring.method)
-                quality[begin + j] = _score_label(
-                    adjusted, given[j], scoring.method, found[0], found[1], found[2], found[3]
-                )
+                thresholds_of(scoring, by[j], thresholds)
+                quality[begin + j] = score_adjusted(posterior, thresholds, given[j], scoring.method, adjusted)
             else:
-                quality[begin + j] = _score_label(posterior, given[j], scoring.method, highest, first, second, entropy)
+                quality[begin + j] = score_label(posterior, digest, given[j], scoring.method)
     return -1
 
 

@@ -22,7 +22,7 @@ from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.layout import ArrayInfo, check_layout
 from labelqa_dask.core.task import Block
-from labelqa_dask.multiannotator import forms
+from labelqa_dask.multiannotator import activelab, forms
 from labelqa_dask.multiannotator.states import Votes
 from labelqa_dask.multiannotator.task import TASK, MultiannotatorParams, annotator_table, by_class, weights_of
 
@@ -52,16 +52,20 @@ class _Part:
 class _Parts:
     """All parts of a crowd, lazy; their divisions, where known; their annotators, lazy where they are not known.
 
-    `index`, `detailed` and `of_annotators` are empty, of the types of what the frames will hold.
+    `lengths` are the numbers of examples of the parts, NaN where not known. `index`, `detailed` and `of_annotators` are
+    empty, of the types of what the frames will hold.
     """
 
     parts: list[Delayed]
+    lengths: tuple[float, ...]
     divisions: tuple[Any, ...] | None
     annotators: Any
+    models: int
     k: int
     index: pd.Index[Any]
     detailed: pd.DataFrame
     of_annotators: pd.Index[Any]
+    is_wide: bool
 
 
 def label_quality(
@@ -71,17 +75,11 @@ def label_quality(
     columns: Sequence[str] | None,
     *,
     return_weights: bool,
+    ensemble: bool = False,
 ) -> dict[str, Any]:
-    """As `get_label_quality_multiannotator`, of lazy inputs."""
-    long = isinstance(labels, dd.DataFrame) or columns is not None
-    crowd = _long_parts(labels, pred_probs, columns or forms.LONG_COLUMNS) if long else _wide_parts(labels, pred_probs)
-    states: dict[str, Any] = {}
-    for step in TASK.passes(params):
-        if step.name == "annotators":
-            continue
-        stats = graph.results_of(states)
-        state = graph.merge_tree([delayed(_reduce)(step.of, part, params, stats) for part in crowd.parts])
-        states[step.name] = delayed(_checked)(state, crowd.annotators) if step.name == "votes" else state
+    """As `get_label_quality_multiannotator`, or, where predictions are an `ensemble`, as that for ensembles."""
+    crowd = _parts(labels, pred_probs, columns, ensemble)
+    states = _states(crowd, params, _checked, _reduce)
     stats = graph.results_of(states)
     scores = [delayed(_score)(part, params, stats) for part in crowd.parts]
     specs = TASK.written(params)
@@ -95,7 +93,7 @@ def label_quality(
     }
     if params.return_detailed_quality:
         details = [delayed(_details)(part, found) for part, found in zip(crowd.parts, scores, strict=True)]
-        result["detailed_label_quality"] = _frame(details, crowd.detailed, None if long else crowd.divisions)
+        result["detailed_label_quality"] = _frame(details, crowd.detailed, crowd.divisions if crowd.is_wide else None)
     if params.return_annotator_stats:
         sums = [delayed(_by_class)(part, params, stats, found) for part, found in zip(crowd.parts, scores, strict=True)]
         stats = graph.results_of({**states, "annotators": graph.merge_tree(sums)})
@@ -112,11 +110,58 @@ def label_quality(
         result["annotator_stats"] = _frame([table], meta, None)
     if return_weights:
         weights = delayed(weights_of)(params.consensus_method[-1], stats)
-        model = delayed(_model_weight)(weights)
-        result["model_weight"] = da.from_delayed(model, (), np.float64)
+        of_model, shape = (weights.model, (crowd.models,)) if ensemble else (delayed(_only)(weights.model), ())
+        result["model_weight"] = da.from_delayed(of_model, shape, np.float64)
         size = len(crowd.annotators) if isinstance(crowd.annotators, pd.Index) else np.nan
         result["annotator_weight"] = da.from_delayed(weights.annotator, (size,), np.float64, meta=np.empty(0))
     return result
+
+
+def active_learning_scores(
+    labels: Any, pred_probs: Any, unlabeled: Any, columns: Sequence[str] | None, seed: int, *, ensemble: bool
+) -> tuple[da.Array, da.Array]:
+    """As `get_active_learning_scores`, or, where predictions are an `ensemble`, as that for ensembles."""
+    others = None if unlabeled is None else _checked_probabilities(unlabeled, ensemble, "pred_probs_unlabeled")
+    if pred_probs is None:
+        assert others is not None, "refused before"
+        return da.from_array(np.empty(0)), _of_unlabeled(others, activelab.nothing_learned(others.shape[1]), seed)
+    params = activelab.params(seed)
+    crowd = _parts(labels, pred_probs, columns, ensemble)
+    if others is not None:
+        activelab.check_same_models(others.shape, (0, crowd.models, crowd.k))
+    stats = graph.results_of(_states(crowd, params, _checked_if_compared, _reduce_if_compared))
+    learned = delayed(activelab.learn)(stats, crowd.models)
+    scores = [delayed(_of_labeled)(part, params, stats, learned) for part in crowd.parts]
+    return (
+        _vector(scores, crowd.lengths),
+        da.from_array(np.empty(0)) if others is None else _of_unlabeled(others, learned, seed),
+    )
+
+
+def _of_unlabeled(models: da.Array, learned: Any, seed: int) -> da.Array:
+    """Scores of examples without labels, of predictions (u, p, k)."""
+    starts = np.concatenate([[0], np.cumsum(models.chunks[0])]).tolist()
+    parts = list(zip(_rows(models), starts, strict=False))
+    votes = graph.merge_tree([delayed(activelab.votes_of_models)(part, start, learned) for part, start in parts])
+    scores = [delayed(activelab.of_unlabeled)(part, start, learned, votes, seed) for part, start in parts]
+    return _vector(scores, models.chunks[0])
+
+
+def _vector(parts: list[Delayed], lengths: Sequence[float]) -> da.Array:
+    pairs = zip(parts, lengths, strict=True)
+    return da.concatenate([da.from_delayed(part, (n,), np.float64, meta=np.empty(0)) for part, n in pairs])
+
+
+def _states(crowd: _Parts, params: MultiannotatorParams, check: Any, reduce: Any) -> dict[str, Any]:
+    """Lazy states of all passes but that over annotators, which the scoring makes."""
+    states: dict[str, Any] = {}
+    for step in TASK.passes(params):
+        if step.name == "annotators":
+            continue
+        stats = graph.results_of(states)
+        state = graph.merge_tree([delayed(reduce)(step.of, part, params, stats) for part in crowd.parts])
+        states[step.name] = delayed(check)(state, crowd.annotators) if step.name == "votes" else state
+    return states
 
 
 def _frame(parts: list[Delayed], meta: pd.DataFrame, divisions: tuple[Any, ...] | None) -> dd.DataFrame:
@@ -126,11 +171,17 @@ def _frame(parts: list[Delayed], meta: pd.DataFrame, divisions: tuple[Any, ...] 
 # -- Parts ---------------------------------------------------------------------------------------------------------
 
 
-def _wide_parts(labels: Any, pred_probs: Any) -> _Parts:
-    labels, pred_probs = _as_dask(labels, forms.NAME), _as_dask(pred_probs, "pred_probs")
+def _parts(labels: Any, pred_probs: Any, columns: Sequence[str] | None, ensemble: bool) -> _Parts:
+    if isinstance(labels, dd.DataFrame) or columns is not None:
+        return _long_parts(labels, pred_probs, columns or forms.LONG_COLUMNS, ensemble)
+    return _wide_parts(labels, pred_probs, ensemble)
+
+
+def _wide_parts(labels: Any, pred_probs: Any, ensemble: bool) -> _Parts:
+    labels = _as_dask(labels, forms.NAME)
     if labels.ndim != 2:
         raise InvalidInput(f"must have 2 dimensions (examples, annotators), got shape {labels.shape}", forms.NAME)
-    probabilities = _checked_probabilities(pred_probs, labels.shape[0])
+    probabilities = _checked_probabilities(pred_probs, ensemble, n=labels.shape[0])
     labels = labels.rechunk((probabilities.chunks[0], (labels.shape[1],)))
     starts = np.concatenate([[0], np.cumsum(probabilities.chunks[0])]).tolist()
     parts = [
@@ -141,27 +192,29 @@ def _wide_parts(labels: Any, pred_probs: Any) -> _Parts:
     detailed = pd.DataFrame(np.empty((0, len(annotators))), columns=annotators).add_prefix("quality_annotator_")
     divisions = (*starts[:-1], starts[-1] - 1)
     index = pd.Index([], dtype=np.int64)
-    return _Parts(parts, divisions, annotators, probabilities.shape[1], index, detailed.set_index(index), index)
+    lengths, (_, p, k) = probabilities.chunks[0], probabilities.shape
+    return _Parts(parts, lengths, divisions, annotators, p, k, index, detailed.set_index(index), index, is_wide=True)
 
 
-def _long_parts(labels: Any, pred_probs: Any, columns: Sequence[str]) -> _Parts:
+def _long_parts(labels: Any, pred_probs: Any, columns: Sequence[str], ensemble: bool) -> _Parts:
     if isinstance(labels, pd.DataFrame):
         labels = dd.from_pandas(labels, npartitions=1)
     if not isinstance(labels, dd.DataFrame):
         raise InvalidInput(f"must be a DataFrame in the long form, got {type(labels).__name__}", forms.NAME)
     example, annotator, label = forms.check_columns(labels.columns, columns)
     labels = labels[[example, annotator, label]]
-    if isinstance(pred_probs, pd.DataFrame | dd.DataFrame):
+    if isinstance(pred_probs, pd.DataFrame | dd.DataFrame) and not ensemble:
         probabilities = _as_frame(pred_probs)
         divisions = probabilities.divisions
         of_rows = probabilities.to_delayed()
-        index, k = probabilities._meta.index, len(probabilities.columns)
+        index, p, k = probabilities._meta.index, 1, len(probabilities.columns)
+        lengths: tuple[float, ...] = (np.nan,) * len(of_rows)
         starts = delayed(_starts)([delayed(len)(part) for part in of_rows])
         origins: list[Any] = [starts[i] for i in range(len(of_rows))]
         bounds: tuple[Any, ...] = divisions
     else:
-        array = _checked_probabilities(_as_dask(pred_probs, "pred_probs"), None)
-        n, k = array.shape
+        array = _checked_probabilities(pred_probs, ensemble)
+        (n, p, k), lengths = array.shape, array.chunks[0]
         of_rows, index = _rows(array), pd.Index([], dtype=np.int64)
         origins = np.concatenate([[0], np.cumsum(array.chunks[0])])[:-1].tolist()
         bounds, divisions = (*origins, n), (*origins, n - 1)
@@ -180,7 +233,7 @@ def _long_parts(labels: Any, pred_probs: Any, columns: Sequence[str]) -> _Parts:
     ]
     detailed = labels._meta.assign(quality=np.empty(0))
     of_annotators = pd.Index([], dtype=labels._meta[annotator].dtype, name=None)
-    return _Parts(parts, divisions, ids, k, index, detailed, of_annotators)
+    return _Parts(parts, lengths, divisions, ids, p, k, index, detailed, of_annotators, is_wide=False)
 
 
 def _as_dask(values: Any, name: str) -> da.Array:
@@ -211,14 +264,15 @@ def _as_frame(pred_probs: pd.DataFrame | dd.DataFrame) -> dd.DataFrame:
     return pred_probs
 
 
-def _checked_probabilities(pred_probs: da.Array, n: int | None) -> da.Array:
-    """Probabilities with every class in one chunk."""
+def _checked_probabilities(pred_probs: Any, ensemble: bool, name: str = "pred_probs", n: float = np.nan) -> da.Array:
+    """Predictions (n, p, k), every model and class of an example in one chunk."""
+    models = forms.models_first(_as_dask(pred_probs, name), ensemble, name)
     infos = {
-        "annotations": ArrayInfo((np.nan if n is None else n,), np.dtype("V"), forms.NAME),
-        "pred_probs": ArrayInfo(pred_probs.shape, pred_probs.dtype, "pred_probs"),
+        "annotations": ArrayInfo((n,), np.dtype("V"), forms.NAME),
+        "pred_probs": ArrayInfo((models.shape[0], models.shape[2]), models.dtype, name),
     }
     check_layout(TASK, infos)
-    return pred_probs.rechunk({1: -1})
+    return models.rechunk({1: -1, 2: -1})
 
 
 def _rows(probabilities: da.Array) -> list[Delayed]:
@@ -283,7 +337,7 @@ def _long_part(
 
 
 def _part(crowd: forms.Crowd, probabilities: Array, start: int, rows: pd.DataFrame | None) -> _Part:
-    forms.check_labels(crowd, probabilities.shape[1])
+    forms.check_labels(crowd, probabilities.shape[-1])
     arrays: dict[str, Any] = {"annotations": crowd.annotations, "pred_probs": probabilities}
     return _Part(Block(arrays, {"example": start}), crowd.examples, rows)
 
@@ -294,8 +348,21 @@ def _checked(votes: Votes, annotators: pd.Index[Any]) -> Votes:
     return votes
 
 
+def _checked_if_compared(votes: Votes, annotators: pd.Index[Any]) -> Votes:
+    return _checked(votes, annotators) if votes.overlapping else votes
+
+
 def _reduce(of: Any, part: _Part, params: MultiannotatorParams, stats: Any) -> Any:
     return of(part.block, params, stats)
+
+
+def _reduce_if_compared(of: Any, part: _Part, params: MultiannotatorParams, stats: Any) -> Any:
+    """As `_reduce`; nothing where it has turned out that no annotators can be compared."""
+    return None if "votes" in stats and not stats["votes"].overlapping else of(part.block, params, stats)
+
+
+def _of_labeled(part: _Part, params: MultiannotatorParams, stats: Any, learned: Any) -> Array:
+    return activelab.of_labeled(part.block, activelab.quality(part.block, params, stats), learned)
 
 
 def _score(part: _Part, params: MultiannotatorParams, stats: Any) -> dict[str, Array]:
@@ -318,5 +385,5 @@ def _details(part: _Part, scores: dict[str, Array]) -> pd.DataFrame:
     return forms.spread(annotations, quality, part.examples)
 
 
-def _model_weight(weights: Any) -> Array:
-    return np.array(weights.model[0])
+def _only(weights: Array) -> Array:
+    return np.array(weights[0])

@@ -18,7 +18,7 @@ from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.order import Histogram
 from labelqa_dask.core.ragged import Annotations, group_order
 from labelqa_dask.multiannotator import kernels
-from labelqa_dask.multiannotator.kernels import Model, Tiebreak, Weights
+from labelqa_dask.multiannotator.example import Model, Tiebreak, Weights
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -43,14 +43,12 @@ class Calibration:
     fine: Counts
 
     @classmethod
-    def of(
-        cls, annotations: Annotations, pred_probs: Array, sum_tolerance: float, temperatures: Floats
-    ) -> tuple[Self, int]:
+    def of(cls, annotations: Annotations, model: Model, temperatures: Floats) -> tuple[Self, int]:
         """State of some examples, and the first of them whose probabilities are invalid, or -1."""
         state = cls(temperatures, np.zeros(temperatures.shape, np.int64), np.zeros(temperatures.shape, np.int64))
         filled = np.where(np.isnan(temperatures), 1.0, temperatures)
         bad = kernels.add_cross_entropies(
-            annotations.starts, annotations.label, pred_probs, sum_tolerance, filled, state.coarse, state.fine
+            annotations.starts, annotations.label, model, filled, state.coarse, state.fine
         )
         return state, bad
 
@@ -140,6 +138,23 @@ class Votes:
     def mean_size(self) -> float:
         """Mean number of annotations of an example that has any."""
         return float(np.arange(len(self.sizes)) @ self.sizes / self.examples)
+
+    def majority(self, annotations: Annotations, pred_probs: Array, seed: int, first: int = 0) -> tuple[Counts, int]:
+        """Majority label of each example, the first of which has a number; and how many had to be drawn.
+
+        `pred_probs` (n, k) may be empty.
+        """
+        labels = np.empty(len(annotations), np.int64)
+        drawn = kernels.majority_votes(
+            annotations.starts,
+            annotations.annotator,
+            annotations.label,
+            pred_probs,
+            len(self.frequency),
+            Tiebreak(self.frequency, self.skill(), seed, first),
+            labels,
+        )
+        return labels, drawn
 
     def skill(self) -> Floats:
         """Initial quality of each annotator (m,): agreement with votes that are not tied; the others' mean if none."""

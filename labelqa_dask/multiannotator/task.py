@@ -17,7 +17,7 @@ from labelqa_dask.core.kernels import PROBABILITY_TOLERANCE, Array, as_predictio
 from labelqa_dask.core.ragged import Annotations
 from labelqa_dask.core.task import ArraySpec, Block, Params, Pass, Stats, Task
 from labelqa_dask.multiannotator import kernels
-from labelqa_dask.multiannotator.kernels import Model, Scoring, Tiebreak, Weights
+from labelqa_dask.multiannotator.example import Model, Scoring, Tiebreak, Weights
 from labelqa_dask.multiannotator.states import (
     ByClass,
     Calibration,
@@ -113,6 +113,7 @@ class Multiannotator(Task[MultiannotatorParams]):
     )
     outputs: ClassVar = (*_EXAMPLE_OUTPUTS, _SIZE)
     ranked_by = "consensus_quality_score"
+    told_where: ClassVar = {"annotators": ("return_annotator_stats", True)}
 
     def written(self, params: MultiannotatorParams) -> tuple[ArraySpec, ...]:
         further = [
@@ -332,23 +333,23 @@ def _check(block: Block, bad: int) -> None:
 
 def calibrated(block: Block, temperature: NDArray[np.float64]) -> NDArray[np.float64]:
     """The probabilities of a block, at the temperature of each model (n, p, k)."""
-    models = _models(block)
-    result = np.empty(models.shape)
-    _check(block, kernels.calibrate_all(models, temperature, sum_tolerance(block), result))
+    model = Model(_models(block), temperature, sum_tolerance(block))
+    result = np.empty(model.pred_probs.shape)
+    _check(block, kernels.calibrate_all(model, result))
     return result
 
 
 def _coarse(block: Block, params: MultiannotatorParams, stats: Stats) -> Calibration:
-    models = _models(block)
-    temperatures = coarse_temperatures(models.shape[1])
-    state, bad = Calibration.of(_annotations(block), models, sum_tolerance(block), temperatures)
-    _check(block, bad)
-    return state
+    return _at_temperatures(block, coarse_temperatures(_models(block).shape[1]))
 
 
 def _fine(block: Block, params: MultiannotatorParams, stats: Stats) -> Calibration:
-    temperatures = fine_temperatures(stats["coarse_temperature"])
-    state, bad = Calibration.of(_annotations(block), _models(block), sum_tolerance(block), temperatures)
+    return _at_temperatures(block, fine_temperatures(stats["coarse_temperature"]))
+
+
+def _at_temperatures(block: Block, temperatures: NDArray[np.float64]) -> Calibration:
+    model = Model(_models(block), np.empty(0), sum_tolerance(block))
+    state, bad = Calibration.of(_annotations(block), model, temperatures)
     _check(block, bad)
     return state
 

@@ -61,6 +61,7 @@ class Multiclass(Task[MulticlassParams]):
     )
     outputs: ClassVar = (ArraySpec("label_quality_score", ("example",), "scores"),)
     ranked_by = "label_quality_score"
+    told_where: ClassVar = {"issues": ("find_label_issues", True)}
 
     def written(self, params: MulticlassParams) -> tuple[ArraySpec, ...]:
         issues = ArraySpec("is_issue", ("example",), "issues")

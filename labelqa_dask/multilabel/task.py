@@ -116,6 +116,7 @@ class Multilabel(Task[MultilabelParams]):
     )
     ranked_by = "label_quality_score"
     fewest_classes = 1
+    told_where: ClassVar = {"issues": ("count_issues", True)}
 
     def passes(self, params: MultilabelParams) -> tuple[Pass[MultilabelParams], ...]:
         thresholds = Pass("confident_thresholds", ClassMeans, class_means)

@@ -45,22 +45,26 @@ from labelqa_dask.regression.exact import ExactScores, Points
 from labelqa_dask.regression.field import Field as DistanceField
 from labelqa_dask.regression.field import FieldSettings
 from labelqa_dask.regression.grid import Grid, count_cells
+from labelqa_dask.regression.neighbors import LocalDistances, SampledDistances, Shards, is_installed, not_installed
 from labelqa_dask.regression.rows import (
     Rows,
     as_scores,
     features_per_unit,
     read,
     residual_scores,
+    row_hashes,
     scores_of_distances,
 )
 
 Method = Literal["outre", "residual"]
 Scaling = Literal["median", "none"]
-Neighbors = Literal["auto", "exact", "field"]
+Neighbors = Literal["auto", "exact", "field", "pynndescent"]
 
 EVERY_ROW = int(np.iinfo(np.int64).max)
 EXACT_ROWS = 1 << 15
 """Up to so many rows `auto` is exact: half a second on two cores."""
+HELD_BYTES = 200
+"""Memory of a row where all are held, at the peak: sorted, merged, and cut into leaves or shards."""
 
 
 class RegressionParams(Params):
@@ -71,6 +75,7 @@ class RegressionParams(Params):
     frac_neighbors: float = Field(default=0.5, gt=0, le=1)
     distance_scaling: Scaling = "median"
     neighbors: Neighbors = "auto"
+    n_neighbors: int | None = Field(default=None, ge=1)
     tolerance: float = Field(default=1e-3, gt=0, lt=1)
 
     @model_validator(mode="after")
@@ -82,6 +87,10 @@ class RegressionParams(Params):
         ]
         if self.method == "residual" and changed:
             raise ValueError(f"{' and '.join(changed)} belong to method outre; leave them out for residual")
+        if self.n_neighbors is not None and (self.neighbors != "pynndescent" or "frac_neighbors" in changed):
+            raise ValueError("n_neighbors belongs to neighbors pynndescent, in place of frac_neighbors")
+        if self.neighbors == "pynndescent" and not is_installed():
+            raise ValueError(str(not_installed()))
         return self
 
 
@@ -94,6 +103,7 @@ def get_label_quality_scores(
     frac_neighbors: float = 0.5,
     distance_scaling: Scaling = "median",
     neighbors: Neighbors = "auto",
+    n_neighbors: int | None = None,
     tolerance: float = 1e-3,
 ) -> Any:
     """Score how likely each given number is to be right.
@@ -111,9 +121,12 @@ def get_label_quality_scores(
         The share of all examples that are neighbours, in (0, 1].
     distance_scaling : {"median", "none"}
         Divide distances by their median, or not.
-    neighbors : {"auto", "exact", "field"}
-        How mean distances are computed: every distance; as a smooth field, at any n; or, up to 32,768 examples exactly
-        and above as a field.
+    neighbors : {"auto", "exact", "field", "pynndescent"}
+        How mean distances are computed: every distance; as a smooth field, at any n; up to 32,768 examples exactly
+        and above as a field; or from neighbours that an index has found, approximately, in a sample of 2,048 examples
+        (needs the package pynndescent).
+    n_neighbors : int, optional
+        With pynndescent: a fixed number of neighbours, among all examples, in place of a share of them.
     tolerance : float
         Largest error of a score that the field aims for.
 
@@ -141,6 +154,7 @@ def get_label_quality_scores(
         frac_neighbors=frac_neighbors,
         distance_scaling=distance_scaling,
         neighbors=neighbors,
+        n_neighbors=n_neighbors,
         tolerance=tolerance,
     )
     outputs = public.run(TASK, {"labels": labels, "predictions": predictions}, params)
@@ -156,22 +170,33 @@ class Survey(Rows):
     residual_scale, frac_neighbors, tolerance : float
     scaled : bool
         Whether distances are divided by their median.
-    field : bool
-        Whether the field is wanted in any case.
+    neighbors : str
+    n_neighbors : int
+        0 where neighbours are a share of all rows.
     """
 
     residual_scale: float = 5.0
     frac_neighbors: float = 0.5
     tolerance: float = 1e-3
     scaled: bool = True
-    field: bool = False
+    neighbors: str = "auto"
+    n_neighbors: int = 0
 
     def result(self) -> Any:
-        """`ExactScores`, or a `Plane`."""
-        if not self.complete or self.field:
+        """`Shards`, a `Plane`, `ExactScores`, or `SampledDistances`."""
+        if self.n_neighbors:
+            return Shards.of(self, self.residual_scale, int(self.n_neighbors), bool(self.scaled))
+        if not self.complete or self.neighbors == "field":
             return Plane(self, Grid.of(self))
         per_unit = features_per_unit(self.deviation, self.residual_scale)
-        return ExactScores.of(Points.of(self.labels, self.residuals), per_unit, self.frac_neighbors, self.scaled)
+        points = Points.of(self.labels, self.residuals)
+        return self._sampled(ExactScores.of(points, per_unit, self.frac_neighbors, self.scaled))
+
+    def _sampled(self, distances: ExactScores | DistanceField) -> Any:
+        """The distances, or those to the nearest of a sample where these are wanted."""
+        if self.neighbors != "pynndescent":
+            return distances
+        return SampledDistances.of(self, distances, self.residual_scale, self.frac_neighbors, self.scaled)
 
 
 @dataclass(frozen=True)
@@ -192,22 +217,27 @@ class Count(Survey):
         return replace(self, sums=self.sums + other.sums)
 
     def result(self) -> Any:
-        """`DistanceField`."""
+        """`DistanceField`, or `SampledDistances`."""
         settings = FieldSettings(self.residual_scale, self.frac_neighbors, self.scaled, self.tolerance)
-        return DistanceField.of(self, self.sums, Grid.of(self), settings)
+        return self._sampled(DistanceField.of(self, self.sums, Grid.of(self), settings))
 
 
 def survey(block: Block, params: RegressionParams, stats: Stats) -> Survey:
     """State of one block."""
-    state = Survey.of(block, EVERY_ROW if params.neighbors == "exact" else EXACT_ROWS)
+    state = Survey.of(block, EVERY_ROW if _holds_every_row(params) else EXACT_ROWS)
     return replace(
         state,
         residual_scale=params.residual_scale,
         frac_neighbors=params.frac_neighbors,
         tolerance=params.tolerance,
         scaled=params.distance_scaling == "median",
-        field=params.neighbors == "field",
+        neighbors=params.neighbors,
+        n_neighbors=params.n_neighbors or 0,
     )
+
+
+def _holds_every_row(params: RegressionParams) -> bool:
+    return params.neighbors == "exact" or params.n_neighbors is not None
 
 
 def count(block: Block, params: RegressionParams, stats: Stats) -> Count:
@@ -217,9 +247,23 @@ def count(block: Block, params: RegressionParams, stats: Stats) -> Count:
     return Count(**known, sums=count_cells(*read(block), plane.grid))
 
 
-def unless_exact(params: RegressionParams, stats: Stats, n: int) -> range | None:
+def unless_settled(params: RegressionParams, stats: Stats, n: int) -> range | None:
     """The cells need every row; where the survey settled everything, none."""
-    return None if isinstance(stats["survey"], ExactScores) else range(n)
+    return range(n) if isinstance(stats["survey"], Plane) else None
+
+
+def search(block: Block, params: RegressionParams, stats: Stats) -> LocalDistances:
+    """State of one block: of the shards of which it has the owner's row, wherever their own rows are."""
+    shards: Shards = stats["survey"]
+    state = shards.no_work()
+    for shard in np.flatnonzero(np.isin(shards.owners, row_hashes(block))):
+        state = state.merge(shards.work_on(int(shard)))
+    return state
+
+
+def _distances(stats: Stats) -> Any:
+    """What the passes have found."""
+    return next(stats[name] for name in ("search", "count", "survey") if stats.get(name) is not None)
 
 
 class Regression(Task[RegressionParams]):
@@ -237,7 +281,12 @@ class Regression(Task[RegressionParams]):
         if params.method == "residual":
             return ()
         steps = (Pass("survey", Survey, survey, by_row=True),)
-        return steps if params.neighbors == "exact" else (*steps, Pass("count", Count, count, unless_exact))
+        if params.n_neighbors is not None:
+            return (*steps, Pass("search", LocalDistances, search))
+        return steps if params.neighbors == "exact" else (*steps, Pass("count", Count, count, unless_settled))
+
+    def held_bytes(self, params: RegressionParams, n: int) -> int:
+        return HELD_BYTES * n if params.method == "outre" and _holds_every_row(params) else 0
 
     def scores_unseen(self, params: RegressionParams) -> bool:
         """Distances are known where rows were counted only."""
@@ -247,26 +296,20 @@ class Regression(Task[RegressionParams]):
         if params.method == "residual":
             scores = residual_scores(block)
         else:
-            labels, residuals = read(block)
-            found = stats["survey"] if isinstance(stats["survey"], ExactScores) else stats["count"]
-            scores = scores_of_distances(found.distances_of(labels, residuals), found.scale)
+            found = _distances(stats)
+            scores = scores_of_distances(found.distances_of(*read(block)), found.scale)
         return {"label_quality_score": as_scores(scores, block["predictions"])}
 
     def statistics(self, params: RegressionParams, stats: Stats) -> dict[str, Any]:
-        if params.method == "residual":
-            return {}
-        found = stats["survey"] if isinstance(stats["survey"], ExactScores) else stats["count"]
-        return found.summary(params.tolerance)
+        return {} if params.method == "residual" else _distances(stats).summary(params.tolerance)
 
     def remarks(self, params: RegressionParams, stats: Stats) -> tuple[str, ...]:
-        if params.method == "residual" or isinstance(stats["survey"], ExactScores):
-            return ()
-        return stats["count"].remarks(params.tolerance)
+        return () if params.method == "residual" else _distances(stats).remarks(params.tolerance)
 
     def charts(self, params: RegressionParams, stats: Stats) -> tuple[Chart, ...]:
         if params.method == "residual":
             return ()
-        found = stats["survey"] if isinstance(stats["survey"], ExactScores) else stats["count"]
+        found = _distances(stats)
         labels, residuals, distances, weight = found.groups()
         scores = scores_of_distances(distances, found.scale)
         predictions = labels + residuals

@@ -45,6 +45,12 @@ class Points:
         first = np.flatnonzero(new)
         return cls(labels[first], residuals[first], np.diff(first, append=len(labels)))
 
+    def find(self, labels: Floats, residuals: Floats) -> NDArray[np.intp]:
+        """Indices of the points of (n,) rows that are among them."""
+        out = np.empty(len(labels), np.intp)
+        _find(labels, residuals, self.labels, self.residuals, out)
+        return out
+
 
 @dataclass(frozen=True)
 class ExactScores:
@@ -77,6 +83,10 @@ class ExactScores:
         """What a reader should know of how distances were computed."""
         return {"neighbors": "exact", "distance_scale": self.scale, "distinct_points": len(self.distances)}
 
+    def remarks(self, tolerance: float) -> tuple[str, ...]:
+        """Nothing: the scores are exact."""
+        return ()
+
     def groups(self) -> tuple[Floats, Floats, Floats, Floats]:
         """Labels, residuals, distances and numbers of rows of groups that make up all rows."""
         points = self.points
@@ -84,9 +94,8 @@ class ExactScores:
 
     def distances_of(self, labels: Floats, residuals: Floats) -> Floats:
         """Distances of (n,) rows that are among the points."""
-        out = np.empty(len(labels))
-        _look_up(labels, residuals, self.points.labels, self.points.residuals, self.distances, out)
-        return out
+        found: Floats = self.distances[self.points.find(labels, residuals)]
+        return found
 
 
 def weighted_median(values: Floats, counts: NDArray[np.int64]) -> float:
@@ -292,7 +301,7 @@ def _distances_of_leaves(
 
 
 @kernel
-def _look_up(labels: Any, residuals: Any, point_labels: Any, point_residuals: Any, distances: Any, out: Any) -> None:
+def _find(labels: Any, residuals: Any, point_labels: Any, point_residuals: Any, out: Any) -> None:
     for i in range(len(labels)):
         low, high = 0, len(point_labels)
         while high - low > 1:
@@ -304,4 +313,4 @@ def _look_up(labels: Any, residuals: Any, point_labels: Any, point_residuals: An
                 high = middle
             else:
                 low = middle
-        out[i] = distances[low]
+        out[i] = low

@@ -87,7 +87,13 @@ class Rows:
         columns = (labels, residuals)
         mean, squares = np.array([_mean_and_squares(values) for values in columns]).T.copy()
         lowest, highest = (np.array([f(values, initial=start) for values in columns]) for f, start in _EXTREMES)
-        state = cls(len(labels), mean, squares, lowest, highest, capacity, 0, labels, residuals, _hashes(block))
+        first, n = _first_number(block), len(labels)
+        level = max(0, (n // capacity).bit_length() - 2)  # about four times as many as are wanted
+        rows, hashes = _draw(first, n, level)
+        if level and len(rows) <= capacity:
+            level = 0
+            rows, hashes = _draw(first, n, 0)
+        state = cls(n, mean, squares, lowest, highest, capacity, level, labels[rows], residuals[rows], hashes)
         return state._thinned()
 
     def merge(self, other: Self) -> Self:
@@ -151,23 +157,36 @@ def _chosen(hashes: NDArray[np.uint64], level: int) -> NDArray[np.bool_]:
     return (hashes >> np.uint64(64 - level)) == 0 if level else np.ones(len(hashes), bool)
 
 
-def _hashes(block: Block) -> NDArray[np.uint64]:
-    """Of each row's number; where chunks are of unknown size, of its number in the chunk and the chunk's."""
-    n = len(block["labels"])
+def _first_number(block: Block) -> np.uint64:
+    """The number of a block's first row; where chunks are of unknown size, made of the chunk's number."""
     chunk = block.chunk["example"] + 1 if "example" in block.chunk else 0
-    out = np.empty(n, np.uint64)
-    _hash(np.uint64(block.origin.get("example", 0) + (chunk << 40)), out)
-    return out
+    return np.uint64(block.origin.get("example", 0) + (chunk << 40))
+
+
+def row_hashes(block: Block) -> NDArray[np.uint64]:
+    """Of each row's number, (n,); no two rows have the same."""
+    return _draw(_first_number(block), len(block["labels"]), 0)[1]
+
+
+def _draw(first: np.uint64, n: int, level: int) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
+    """Of n rows those whose hash is among the lowest 1 in 2^level, and their hashes."""
+    rows, hashes = np.empty(n, np.intp), np.empty(n, np.uint64)
+    drawn = _keep_lowest_hashes(first, np.uint64((1 << (64 - level)) - 1), rows, hashes)
+    return rows[:drawn], hashes[:drawn]
 
 
 @kernel
-def _hash(first: Any, out: Any) -> None:
+def _keep_lowest_hashes(first: Any, highest: Any, rows: Any, hashes: Any) -> int:
     """Numbers first, first + 1, ... mixed by the finaliser of SplitMix64."""
-    for i in range(len(out)):
+    drawn = 0
+    for i in range(len(rows)):
         z = (first + np.uint64(i + 1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        out[i] = z ^ (z >> np.uint64(31))
+        z ^= z >> np.uint64(31)
+        rows[drawn], hashes[drawn] = i, z
+        drawn += z <= highest
+    return drawn
 
 
 @kernel

@@ -103,6 +103,7 @@ class Segmentation(Task[SegmentationParams]):
     )
     ranked_by = "image_scores"
     class_unit = "pixels"
+    told_where: ClassVar = {"issues": ("method", "num_pixel_issues")}
 
     def written(self, params: SegmentationParams) -> tuple[ArraySpec, ...]:
         if params.method == "softmin":

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +20,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from labelqa_dask.core.errors import InvalidConfig, InvalidInput, nearest
+from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError, nearest
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.ragged import Annotations
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.sinks import parquet_bytes
 from labelqa_dask.storage.sources import Fingerprint, Index, ParquetSource, as_ids, find_files
 
+T = TypeVar("T")
 PIECE_ROWS = 1 << 20
 PIECE_BYTES = 32 << 20
 _HEAD_BYTES = 1 << 16
@@ -175,6 +176,60 @@ class AnnotationFiles:
         return content
 
 
+IDS = "annotators.parquet"
+
+
+@dataclass(frozen=True)
+class GroupedCopy:
+    """A copy of annotations grouped by example, one object per region, and what the annotators are called.
+
+    `basis` is a digest of what it was made of: what a process keeps of one copy is not taken for another's.
+    """
+
+    location: Location
+    basis: str
+
+    @staticmethod
+    def part(start: int) -> str:
+        """The object of the region that starts at an example."""
+        return f"part-{start:012d}.npz"
+
+    @property
+    def ids(self) -> Array:
+        """Identifiers of annotators, in ascending order, as int64, uint64 or str; read once in a process."""
+        return _ids(self)
+
+    def read(self, start: int) -> Annotations:
+        """The annotations of the region that starts at an example."""
+        return _read_part(self, start)
+
+    def decoded(self, path: str, decode: Callable[[bytes], T]) -> T:
+        """What an object holds."""
+        content = self.location.read(path)
+        try:
+            return decode(content)
+        except Exception as error:  # what a damaged file raises is not to be foreseen
+            place, mend = str(self.location / path), "Run the same command again: it is made anew."
+            raise StorageError(f"is damaged ({error})", place, mend) from error
+
+
+def part_bytes(annotations: Annotations) -> bytes:
+    """Annotations of a region as they are stored."""
+    buffer = io.BytesIO()
+    np.savez(buffer, starts=annotations.starts, annotator=annotations.annotator, label=annotations.label)
+    return buffer.getvalue()
+
+
+def ids_bytes(ids: Array | pa.Array) -> bytes:
+    """Identifiers of annotators as they are stored."""
+    return parquet_bytes(pa.table({"annotator": pa.array(ids)}))
+
+
+def read_ids(content: bytes) -> pa.Array:
+    """Identifiers of annotators that were stored."""
+    return pq.read_table(io.BytesIO(content))["annotator"].combine_chunks()
+
+
 @dataclass(frozen=True)
 class AnnotationsSource:
     """Annotations by example: a `Source` whose values are `Annotations`, read from a grouped copy.
@@ -183,13 +238,13 @@ class AnnotationsSource:
     ----------
     files : as they are stored
     examples : how many there are in all
-    copy : where the grouped copy is; None before it is made
+    copy : the grouped copy; None before it is made
     start : first example of the region whose part of the copy is read
     """
 
     files: AnnotationFiles
     examples: int
-    copy: Location | None = None
+    copy: GroupedCopy | None = None
     start: int = 0
 
     resolution = 0.0
@@ -220,7 +275,7 @@ class AnnotationsSource:
     def read(self, index: Index) -> Any:
         assert self.copy is not None
         start, stop, _ = index[0].indices(self.examples)
-        return _read_part(self.copy, self.start)[start - self.start : stop - self.start]
+        return self.copy.read(self.start)[start - self.start : stop - self.start]
 
     def seams(self, rows: int) -> NDArray[np.int64]:
         return np.empty(0, np.int64)
@@ -240,35 +295,18 @@ class AnnotationsSource:
         return self
 
 
-def write_part(copy: Location, start: int, annotations: Annotations) -> None:
-    """Write the grouped copy of one region."""
-    buffer = io.BytesIO()
-    np.savez(buffer, starts=annotations.starts, annotator=annotations.annotator, label=annotations.label)
-    copy.write(f"part-{start:012d}.npz", buffer.getvalue())
-
-
-def write_ids(copy: Location, name: str, ids: Array) -> None:
-    """Write identifiers of annotators."""
-    copy.write(name, parquet_bytes(pa.table({"annotator": pa.array(ids)})))
-
-
-def read_ids(copy: Location, name: str) -> Array:
-    """Identifiers of annotators, as int64, uint64 or str."""
-    return as_ids(pq.read_table(io.BytesIO(copy.read(name)))["annotator"].to_numpy())
-
-
-IDS = "annotators.parquet"
-
-
 @lru_cache(maxsize=4)
-def _ids(copy: Location) -> Array:
-    return read_ids(copy, IDS)
+def _ids(copy: GroupedCopy) -> Array:
+    return copy.decoded(IDS, lambda content: as_ids(read_ids(content).to_numpy(zero_copy_only=False)))
 
 
 @lru_cache(maxsize=2)
-def _read_part(copy: Location, start: int) -> Annotations:
-    with np.load(io.BytesIO(copy.read(f"part-{start:012d}.npz")), allow_pickle=False) as arrays:
-        return Annotations(arrays["starts"], arrays["annotator"], arrays["label"], _ids(copy))
+def _read_part(copy: GroupedCopy, start: int) -> Annotations:
+    def decode(content: bytes) -> tuple[Array, Array, Array]:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return arrays["starts"], arrays["annotator"], arrays["label"]
+
+    return Annotations(*copy.decoded(copy.part(start), decode), copy.ids)
 
 
 def _as_labels(values: Array, place: str) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from labelqa_dask.core.errors import LabelQAError, RunConflict
+from labelqa_dask.core.errors import LabelQAError, OutputInUse, RunConflict
 from labelqa_dask.storage.location import Location
 
 LEASE_SECONDS = 90.0
@@ -110,13 +110,13 @@ def holding(out: Location) -> Iterator[Lease]:
 
     Raises
     ------
-    RunConflict
+    OutputInUse
         Where somebody else holds it, saying who and since when.
     """
-    _refuse_if_held(out)
+    refuse_if_held(out)
     lease = Lease(out, Holder.here())
     _write(out, lease.me)
-    _refuse_if_held(out, but_by=lease.me.key)
+    refuse_if_held(out, but_by=lease.me.key)
     _held.add(lease.me.key)
     ended = threading.Event()
 
@@ -137,12 +137,18 @@ def holding(out: Location) -> Iterator[Lease]:
             out.delete_object(_NAME)
 
 
-def _refuse_if_held(out: Location, but_by: str | None = None) -> None:
+def refuse_if_held(out: Location, but_by: str | None = None) -> None:
+    """Refuse to work on an output that somebody else holds the lease of, saying who and since when.
+
+    Raises
+    ------
+    OutputInUse
+    """
     holder = holder_of(out)
     if holder is not None and holder.key != but_by:
         since = datetime.fromtimestamp(holder.since, UTC).isoformat(timespec="seconds")
         expires = datetime.fromtimestamp(holder.heard + LEASE_SECONDS, UTC).isoformat(timespec="seconds")
-        raise RunConflict(
+        raise OutputInUse(
             f"process {holder.pid} on {holder.host} has been working on this output since {since}",
             str(out),
             f"Wait until it ends. If it is dead, its lease expires at {expires}.",

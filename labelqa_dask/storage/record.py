@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labelqa_dask.core.errors import RunConflict, StorageError
+from labelqa_dask.core.errors import OutdatedRun, RunConflict, StorageError
 from labelqa_dask.core.summary import Summary
 from labelqa_dask.storage.location import Location
 
@@ -41,7 +41,7 @@ class Sealed:
     def to_json(self) -> bytes:
         content = dict(_encode(self))
         content["digest"] = json_digest(content)
-        return dump_json(content)
+        return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Self | None:
@@ -83,8 +83,8 @@ class Receipt(Sealed):
     summary: Summary
     files: Mapping[str, str] = field(default_factory=dict)
 
-    def moved(self, region: str, start: int, basis: str) -> Self:
-        """As that of a region of the same rows with another name, number of the first row, and basis."""
+    def moved(self, region: str, start: int, basis: str, files: Mapping[str, str]) -> Self:
+        """As that of a region of the same rows with another name, number of the first row, basis, and files."""
         by = start - self.start
         worst = replace(self.summary.worst, rows=self.summary.worst.rows + by)
         return replace(
@@ -95,6 +95,7 @@ class Receipt(Sealed):
             basis=basis,
             cuts=tuple(cut + by for cut in self.cuts),
             summary=replace(self.summary, worst=worst),
+            files=files,
         )
 
 
@@ -312,6 +313,8 @@ def _is_version(name: str) -> bool:
 
 # Parts of a manifest that say when and by what it was made, not what is to be computed.
 _CIRCUMSTANCES = ("created", "software", "previous", "digest")
+# Parts of an input that are found, not set.
+_FACTS = ("shape", "dtype", "objects", "bytes", "digest")
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
@@ -326,15 +329,22 @@ def basis_of(manifest: str, left_out: Iterable[str]) -> str:
 
 
 def check_same(manifest: Json, planned: Json, where: str) -> None:
-    """Refuse to continue a run with other settings or inputs than it was begun with, naming what differs."""
+    """Refuse to continue a run with other settings or inputs than it was begun with, naming what differs.
+
+    Raises
+    ------
+    OutdatedRun
+        Where the inputs are other data in the same places.
+    RunConflict
+        Where anything else differs.
+    """
     then, now = (dict(_flatten({k: v for k, v in m.items() if k not in _CIRCUMSTANCES})) for m in (manifest, planned))
-    changes = [
-        f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now"
-        for key in sorted({*then, *now})
-        if then.get(key) != now.get(key)
-    ]
+    changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
+    changes = [f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now" for key in changed]
     if changes:
-        raise RunConflict(
+        of_inputs = [key.split(".") for key in changed if key.startswith("inputs.")]
+        outdated = bool(of_inputs) and all(fact in _FACTS for _, _, fact in of_inputs)
+        raise (OutdatedRun if outdated else RunConflict)(
             "an unfinished run there was begun with other settings or inputs: " + "; ".join(changes),
             where,
             "Run it as it was begun to finish it, or add --fresh to discard it and start anew.",

@@ -25,6 +25,7 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 from labelqa_dask.core.errors import StorageError
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.storage.location import Location, map_ahead
+from labelqa_dask.storage.record import content_digest
 
 _COPIES_AT_ONCE = 16
 
@@ -50,22 +51,30 @@ class Sink(Protocol):
     """Where scores go.
 
     `write_block` may be called for parts that cover whole chunks; `write_rows` once per region, or `leave_out` for one
-    without scores: those are missing then (NaN, or -1 where they are integers; in Parquet null).
+    without scores: those are missing then (NaN, or -1 where they are integers; in Parquet null). Both return digests of
+    the objects that they have written whole, by path in the version, where the format has such.
     """
 
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None: ...
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None: ...
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None: ...
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> Mapping[str, str]: ...
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
-    ) -> None: ...
+    ) -> Mapping[str, str]: ...
     def take_over(
-        self, former: Location, was: tuple[str, int], region: str, start: int, stop: int, outputs: Sequence[OutputArray]
-    ) -> None:
+        self,
+        former: Location,
+        was: tuple[str, int],
+        region: str,
+        start: int,
+        stop: int,
+        outputs: Sequence[OutputArray],
+        files: Mapping[str, str],
+    ) -> Mapping[str, str]:
         """Copy what was written for the rows of a region in a former version, a folder of the same place.
 
-        There the region may have had another name and another first row. Raises FileNotFoundError where something is
-        missing there.
+        There the region may have had another name and another first row, and digests of its `files`. Raises
+        FileNotFoundError where something is missing there.
         """
         ...
 
@@ -107,20 +116,31 @@ class ZarrSink:
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
         self._location_of(name).attempt(name, lambda: self._open(name).__setitem__(index, values))
 
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> Mapping[str, str]:
         for name, values in columns.items():
             self.write_block(name, (slice(start, start + len(values)),), values)
+        return {}
 
-    def leave_out(self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None) -> None:
+    def leave_out(
+        self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
+    ) -> Mapping[str, str]:
         for output in outputs:
             location = self._location_of(output.name)
             array = location.attempt(output.name, partial(self._open, output.name))
             values = ids if output.name == "id" and ids is not None else array.fill_value
             location.attempt(output.name, partial(array.__setitem__, slice(start, stop), values))
+        return {}
 
     def take_over(
-        self, former: Location, was: tuple[str, int], region: str, start: int, stop: int, outputs: Sequence[OutputArray]
-    ) -> None:
+        self,
+        former: Location,
+        was: tuple[str, int],
+        region: str,
+        start: int,
+        stop: int,
+        outputs: Sequence[OutputArray],
+        files: Mapping[str, str],
+    ) -> Mapping[str, str]:
         for output in outputs:
             array = self._location_of(output.name).attempt(output.name, partial(self._open, output.name))
             length, *others = output.chunks
@@ -134,6 +154,7 @@ class ZarrSink:
                 pairs.append((f"{folder}/{next(keys)}", f"{folder}/{next(keys)}"))
             # A chunk in which nothing is marked is not written.
             _copy(former, self.location, pairs, may_be_missing=output.dtype == np.bool_)
+        return {}
 
     def metadata(self) -> list[str]:
         groups = [f"{group}.zarr/zarr.json" for group in sorted(set(self.groups.values()))]
@@ -217,28 +238,38 @@ class ParquetSink:
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
         raise NotImplementedError(f"{name} has a value per pixel, which Parquet cannot hold; plan refuses this")
 
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> None:
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> Mapping[str, str]:
         n = len(next(iter(columns.values())))
         stored = {name: _as_lists(values) if values.ndim == 2 else values for name, values in columns.items()}
-        self._write(region, {"row": np.arange(start, start + n, dtype=np.int64), **stored})
+        return self._write(region, {"row": np.arange(start, start + n, dtype=np.int64), **stored})
 
-    def leave_out(self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None) -> None:
+    def leave_out(
+        self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
+    ) -> Mapping[str, str]:
         columns: dict[str, Any] = {"row": np.arange(start, stop, dtype=np.int64)}
         for output in sorted(outputs, key=lambda output: output.name != "id"):
             kept = output.name == "id" and ids is not None
             columns[output.name] = ids if kept else pa.nulls(stop - start, _arrow_type(output))
-        self._write(region, columns)
+        return self._write(region, columns)
 
     def take_over(
-        self, former: Location, was: tuple[str, int], region: str, start: int, stop: int, outputs: Sequence[OutputArray]
-    ) -> None:
+        self,
+        former: Location,
+        was: tuple[str, int],
+        region: str,
+        start: int,
+        stop: int,
+        outputs: Sequence[OutputArray],
+        files: Mapping[str, str],
+    ) -> Mapping[str, str]:
         old, new = (f"{self.location.name}/{self.part(name)}" for name in (was[0], region))
         if was[1] == start:
             _copy(former, self.location.parent, [(old, new)], may_be_missing=False)
-            return
+            return {new: files[old]}
         table = pq.read_table(io.BytesIO(former.read(old)))
-        numbers = pa.array(np.arange(start, stop, dtype=np.int64))
-        self.location.parent.write(new, parquet_bytes(table.set_column(0, "row", numbers)))
+        content = parquet_bytes(table.set_column(0, "row", pa.array(np.arange(start, stop, dtype=np.int64))))
+        self.location.parent.write(new, content)
+        return {new: content_digest(content)}
 
     def metadata(self) -> list[str]:
         return []
@@ -267,8 +298,10 @@ class ParquetSink:
         """The file of a region."""
         return f"part-{region}.parquet"
 
-    def _write(self, region: str, columns: Mapping[str, Any]) -> None:
-        self.location.write(self.part(region), parquet_bytes(pa.table(dict(columns))))
+    def _write(self, region: str, columns: Mapping[str, Any]) -> Mapping[str, str]:
+        content = parquet_bytes(pa.table(dict(columns)))
+        self.location.write(self.part(region), content)
+        return {f"{self.location.name}/{self.part(region)}": content_digest(content)}
 
 
 def _arrow_type(output: OutputArray) -> pa.DataType:
@@ -282,10 +315,22 @@ def _as_lists(values: Array) -> pa.FixedSizeListArray:
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as a Parquet file; the same table gives the same bytes."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    """A table as a Parquet file; the same table gives the same bytes.
+
+    Scores and rows hardly ever repeat, so a dictionary of them is built in vain; with the bytes of equal significance
+    side by side, and the differences between rows, fast compression leaves less than slow compression does without.
+    """
+    encodings = {field.name: encoding for field in table.schema if (encoding := _encoding(field.type))}
+    buffer = pa.BufferOutputStream()
+    repeating = [field.name for field in table.schema if pa.types.is_string(field.type)]
+    pq.write_table(table, buffer, compression="snappy", use_dictionary=repeating, column_encoding=encodings)
+    return buffer.getvalue().to_pybytes()
+
+
+def _encoding(value: pa.DataType) -> str | None:
+    if pa.types.is_floating(value):
+        return "BYTE_STREAM_SPLIT"
+    return "DELTA_BINARY_PACKED" if pa.types.is_int64(value) else None
 
 
 def checksum(values: Array) -> str:

@@ -20,7 +20,7 @@ from labelqa_dask.storage.staged import StagedZarr
 from pipelines.imports import images
 from pipelines.imports.images import PRED_PROBS, Unfit
 from pipelines.imports.survey import MaskFolders, Pair, Survey, check_classes, read_file, read_mask
-from pipelines.imports.work import digest_of
+from pipelines.work import digest_of
 
 LABELS, IDS = "labels", "image_id"
 ID_CHUNK = 1 << 16

@@ -39,15 +39,13 @@ from pipelines.imports.work import (
     ATTRIBUTE,
     Demand,
     Misfit,
-    digest_of,
-    forget,
     list_misfits,
     record_of,
     refuse,
-    work_through,
 )
 from pipelines.plan import Resources
 from pipelines.regions import Listener
+from pipelines.work import digest_of, forget, work_through
 
 
 @dataclass(frozen=True)
@@ -245,7 +243,9 @@ def _write_chunks(
             for start in range(0, len(pairs), geometry.batch)
         ]
         bad: dict[int, str] = {}
-        for job, state in work_through("convert", "images", jobs, convert, Converted, client, demand, listener):
+        for job, state in work_through(
+            "convert", "images", jobs, convert, Converted, client, demand.worker_bytes, listener
+        ):
             bad |= {job.start + i: str(state.problem[i]) for i in np.flatnonzero(state.problem != "").tolist()}
         if not bad:
             break
@@ -273,7 +273,7 @@ def _survey_all(listing: Listing, record: Version, client: Client, resources: Re
     ]
     largest = max(pair.mask.size for pair in listing.pairs if pair.mask)
     demand = Demand(resources, READERS * 20 * largest)
-    states = work_through("survey", "images", jobs, survey, Survey, client, demand, listener)
+    states = work_through("survey", "images", jobs, survey, Survey, client, demand.worker_bytes, listener)
     parts = {job.start: state for job, state in states}
     return Survey.joined([parts[start] for start in sorted(parts)])
 

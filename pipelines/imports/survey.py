@@ -21,7 +21,7 @@ from labelqa_dask.storage.location import Entry, Location, MissingObject, RangeR
 from labelqa_dask.storage.record import Version
 from pipelines.imports import images
 from pipelines.imports.images import Unfit
-from pipelines.imports.work import digest_of
+from pipelines.work import digest_of
 
 READERS = 8
 IGNORE_INDEX = 255

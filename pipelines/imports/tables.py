@@ -35,15 +35,13 @@ from pipelines.imports.columns import Asked, Columns, choose_columns, whole_numb
 from pipelines.imports.work import (
     Demand,
     Misfit,
-    digest_of,
-    forget,
     list_misfits,
     record_of,
     refuse,
-    work_through,
 )
 from pipelines.plan import Resources
 from pipelines.regions import Listener
+from pipelines.work import digest_of, forget, work_through
 
 MARKER = "_labelqa_import.json"
 METADATA = b"labelqa_import"
@@ -459,7 +457,7 @@ def _convert_all(
             forget(record, "convert-")
             (record.location / "parts").delete()
         jobs = [job for number in range(len(tables.files)) for job in _jobs(tables, number, number in whole, columns)]
-        found = work_through("convert", "pieces", jobs, convert, TableState, client, demand, listener)
+        found = work_through("convert", "pieces", jobs, convert, TableState, client, demand.worker_bytes, listener)
         states = {(job.number, job.piece): (job, state) for job, state in found}
         more = {number for (number, _), (_, state) in states.items() if state.whole}
         text_ids = any(state.text_ids for _, state in states.values())

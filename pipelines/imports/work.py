@@ -1,40 +1,29 @@
-"""What imports share: pieces of work that are done once, the list of what does not fit, and where an import writes.
+"""What imports share: what they take, the list of what does not fit, and where an import writes.
 
-    PARENT/NAME             what is published, by its metadata or by a move, as the last step
-    PARENT/NAME.import/     the record of an import under way: who works on it, and the state of each finished job
-    PARENT/STEM.unfit.csv   the files that do not fit, and why; there only where there are any
-
-A job's state carries a digest of all that went into it, the versions of its files included: what has changed is done
-again, and nothing else is.
+PARENT/NAME             what is published, by its metadata or by a move, as the last step
+PARENT/NAME.import/     the record of an import under way: who works on it, and the state of each finished job
+PARENT/STEM.unfit.csv   the files that do not fit, and why; there only where there are any
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 from dask.utils import format_bytes
-from distributed import Client
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import Version
 from pipelines.plan import USABLE_SHARE, WORKER_BYTES, Resources
-from pipelines.regions import Listener, Meter, in_flight
 
 ATTRIBUTE = "labelqa_import"
 """Under this name, what an import publishes says what it was made of."""
 _SHOWN = 20
-
-StateT = TypeVar("StateT")
 
 
 class Misfit(NamedTuple):
@@ -42,24 +31,6 @@ class Misfit(NamedTuple):
 
     file: str
     reason: str
-
-
-class Job(Protocol):
-    """A piece of work: its name on record, a digest of all that goes into it, and its extent."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def record(self) -> Version: ...
-    @property
-    def units(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-
-
-JobT = TypeVar("JobT", bound=Job)
 
 
 @dataclass(frozen=True)
@@ -89,56 +60,6 @@ class Demand:
 def record_of(out: Location) -> Version:
     """Where the record of an import is while it is under way."""
     return Version(out.parent, f"{out.name}.import")
-
-
-def digest_of(*parts: Any) -> str:
-    """Digest of values that JSON can hold."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:32]
-
-
-def work_through(
-    stage: str,
-    unit: str,
-    jobs: Sequence[JobT],
-    work: Callable[[JobT], StateT],
-    kind: type[StateT],
-    client: Client,
-    demand: Demand,
-    listener: Listener,
-) -> Iterator[tuple[JobT, StateT]]:
-    """The state of every job, in no particular order: from the record where it was done before, else done now."""
-    if not jobs:
-        return
-    record = jobs[0].record
-    there = {entry.path.removesuffix(".npz") for entry in (record.run / "stats").entries()}
-    with ThreadPoolExecutor(16) as pool:
-        states = pool.map(
-            lambda job: record.read_state(job.name, kind, job.digest) if job.name in there else None, jobs
-        )
-        found = list(zip(jobs, states, strict=True))
-    done = [(job, state) for job, state in found if state is not None]
-    left = [job for job, state in found if state is None]
-    total = sum(job.units for job in jobs)
-    meter = Meter(stage, total, listener, done=sum(job.units for job, _ in done), unit=unit)
-    yield from done
-    for job, state in in_flight(client, partial(_do, work), left, demand.worker_bytes):
-        meter.advance(job.units, job.units, job.nbytes)
-        yield job, state
-
-
-def _do(work: Callable[[JobT], StateT], job: JobT) -> StateT:
-    """Work on a job; its state is what commits it, so that of an earlier version goes first."""
-    job.record.run.delete_object(f"stats/{job.name}.npz")
-    state = work(job)
-    job.record.write_state(job.name, state, job.digest)
-    return state
-
-
-def forget(record: Version, prefix: str) -> None:
-    """Delete the states of the jobs whose names begin so."""
-    stats = record.run / "stats"
-    for path in [entry.path for entry in stats.entries() if entry.path.startswith(prefix)]:
-        stats.delete_object(path)
 
 
 def stem_of(out: Location) -> str:

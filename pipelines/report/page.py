@@ -13,12 +13,15 @@ import pandas as pd
 from markupsafe import Markup
 
 from labelqa_dask.core.charts import Chart, Density, Distribution
+from pipelines.compare import SUSPICIOUS, Comparison
+from pipelines.expect import Finding, issue_share
 from pipelines.report import charts, images, tables, text
+from pipelines.report.changes import shown_changes
 from pipelines.report.images import Preview
 from pipelines.report.tables import ClassNames
 
 LEGEND_CLASSES = 12  # a card names this many of the classes on its image
-SUSPICIOUS = 0.5
+CHANGES_SHOWN = 50
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def render_report(
     previews: Sequence[Preview] = (),
     charts_of_task: Sequence[Chart] = (),
     further: Mapping[str, pd.DataFrame] = {},
+    comparison: Comparison | None = None,
 ) -> str:
     """The report of an audit as one HTML document that needs nothing else: no network, no scripts.
 
@@ -128,6 +132,8 @@ def render_report(
         What the method shows of the whole data.
     further : mapping of str to DataFrame
         Tables that the method adds: ``annotators``.
+    comparison : Comparison, optional
+        What has changed since the version before.
 
     Returns
     -------
@@ -144,6 +150,7 @@ def render_report(
     )
     histogram = charts.Histogram(*(score["histogram"][key] for key in ("low", "high", "counts")))
     left_out = summary.get("quarantined") or {"regions": 0, "examples": 0, "listed": []}
+    findings = [Finding.from_json(told) for told in summary.get("expectations") or []]
     return _template().render(
         task=text.heading(summary["task"]),
         dataset=_dataset_name(summary.get("inputs") or {}),
@@ -155,6 +162,9 @@ def render_report(
         score_name=text.heading(score["name"]),
         logarithmic=charts.CountAxis.of(histogram.counts).logarithmic,
         cards=[_card(preview, names) for preview in previews],
+        expectations=tables.expectations_table(findings),
+        broken=sum(not finding.holds for finding in findings),
+        since=shown_changes(comparison, CHANGES_SHOWN) if comparison else None,
         left_out=left_out,
         bad=tables.bad_table(left_out["listed"]),
         score_scale=images.score_scale_png(),
@@ -222,8 +232,8 @@ def _figures(summary: Mapping[str, Any], histogram: charts.Histogram, words: Tas
         )
     issues = summary.get("issues")
     if issues:
-        looked_at = sum(classes["count"]) if classes else summary["examples"]
-        note = f"{text.percent(issues['count'] / looked_at)} of the {issues['unit']}" if looked_at else ""
+        share = issue_share(summary)
+        note = "" if share is None else f"{text.percent(share)} of the {issues['unit']}"
         figures.append(Figure(f"{text.heading(issues['unit'])} labelled wrongly", text.integer(issues["count"]), note))
     if classes:
         counts, unit = classes["count"], classes["unit"]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from pipelines.expect import Finding
 from pipelines.report import text
 from pipelines.report.charts import bar
 
@@ -222,6 +223,15 @@ def bad_table(listed: Sequence[Mapping[str, Any]]) -> Table:
         for bad in listed
     ]
     return Table([Column("Region"), Column("Rows"), Column("Why")], rows, len(rows))
+
+
+def expectations_table(findings: Sequence[Finding]) -> Table:
+    """What was expected and found, broken ones first."""
+    rows = [
+        [_code(each.expectation), each.expected, each.found, "yes" if each.holds else Markup("<strong>no</strong>")]
+        for each in sorted(findings, key=lambda each: each.holds)
+    ]
+    return Table([Column("Expectation"), Column("Expected"), Column("Found"), Column("Holds")], rows, len(rows))
 
 
 def _fact(name: str, value: object) -> str:

@@ -123,6 +123,17 @@ def test_a_method_declares_what_the_engines_rely_on(task: Any, params: Any) -> N
     for spec in (*task.inputs, *task.written(params)):
         assert spec.dims[0] == "example"
         assert list(spec.dims) == [dim for dim in task.dims if dim in spec.dims]
+    if any(spec.kind == "issues" for spec in task.written(params)):
+        parameter, value = task.told_where["issues"]
+        assert getattr(params, parameter) == value
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_what_is_told_for_a_parameter_is_told_for_one_that_there_is(name: str) -> None:
+    task = get_task(name)
+    assert task.told_where.keys() <= {"issues", "annotators"}
+    for parameter, value in task.told_where.values():
+        assert getattr(task.params(**{parameter: value}), parameter) == value
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

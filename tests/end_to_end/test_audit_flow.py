@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import xarray as xr
 from prefect.artifacts import Artifact
+from prefect.client.schemas.objects import StateType
 from prefect.testing.utilities import prefect_test_harness
 
 import labelqa_dask
 from flows.audit import audit, run_flow
 from labelqa_dask import multiclass, segmentation
-from labelqa_dask.core.errors import InvalidInput
+from labelqa_dask.core.errors import InvalidInput, OutputInUse
+from labelqa_dask.storage.lease import holding
 from labelqa_dask.storage.record import latest
 from pipelines.config import parse_config
+from pipelines.expect import ExpectationsBroken
 from pipelines.regions import Progress
 
 
@@ -99,3 +104,29 @@ def test_bad_data_fail_the_flow_once_and_publish_nothing(tmp_path, multiclass_fr
         run_flow(parse_config(config), told.append, fresh=False)
     assert latest(stored.out) is None
     assert [progress.done for progress in told].count(0) == 1, "bad data stay bad: trying again is a waste"
+
+
+def test_a_broken_expectation_fails_the_flow_after_publishing(tmp_path, multiclass_from_parquet):
+    stored = multiclass_from_parquet(str(tmp_path))
+    expect = {"mean_score": {"min": 2}, "class_mean_score": {"each": {"min": 0}}}
+    config = parse_config({**stored.config, "expect": expect})
+    state = audit(config, return_state=True)
+    assert (state.type, state.name) == (StateType.FAILED, "Failed")
+    assert "1 of 2 expectations is broken: mean_score: expected at least 2, found 0." in state.message
+    assert latest(stored.out) is not None
+    table = Artifact.get("audit-expectations")
+    assert table is not None
+    assert '"expectation": "mean_score", "expected": "at least 2", "found": "0.' in str(table.data)
+    assert "1 of 2 broken" in str(Artifact.get("audit-summary").data)
+    told: list[Progress] = []
+    audited = run_flow(config, told.append, fresh=False)
+    assert audited.unchanged
+    assert [finding.holds for finding in audited.findings] == [False, True]
+    with pytest.raises(ExpectationsBroken):
+        audit(config)
+
+
+def test_whoever_calls_the_flow_is_told_who_works_on_its_output(tmp_path, multiclass_from_parquet):
+    stored = multiclass_from_parquet(str(tmp_path))
+    with holding(stored.out), pytest.raises(OutputInUse, match=f"process {os.getpid()} on "):
+        audit(parse_config(stored.config))

@@ -1,7 +1,8 @@
 """A driver that kills itself, with every process it has started, at a point that is named on its command line.
 
 Run as `python -m tests.faults.driver CONFIG POINT`, where the point is one of `stage NAME` (before a stage begins),
-`regions STAGE N` (as soon as so many are done), and `written PATH` (after that object was written).
+`regions STAGE N` (as soon as so many are done), and `written PATH` (after that object was written). LABELQA_PIECE_ROWS
+in the environment makes the pieces small that annotations are read in.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from flows.cluster import open_cluster, resources_of
 from flows.settings import load_config
+from labelqa_dask.storage import annotations
 from labelqa_dask.storage.location import Location
 from pipelines.audit import run_audit
 from pipelines.plan import make_plan
@@ -43,6 +45,7 @@ def main(config_path: str, kind: str, name: str, number: str = "0") -> None:
             die()
 
     Location.write = write_and_die  # type: ignore[method-assign]
+    annotations.PIECE_ROWS = int(os.environ.get("LABELQA_PIECE_ROWS", annotations.PIECE_ROWS))
     config = load_config(Path(config_path))
     plan = make_plan(config, resources_of(config))
     with open_cluster(config) as client:

@@ -6,19 +6,26 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import dask
 import pytest
 import yaml
 from distributed import Client, LocalCluster
 
 from labelqa_dask.core.errors import RunFailed
+from labelqa_dask.storage import annotations
 from labelqa_dask.storage.record import latest
+from pipelines.plan import make_plan
 from pipelines.regions import Progress
 from pipelines.verify import verify
 from tests.faults.tasks import REGION_ROWS, ROWS, TASKS, audit_of, store_parquet
-from tests.pipelines.audits import Audit, on_disk
+from tests.pipelines.audits import RESOURCES, Audit, on_disk
+from tests.pipelines.crowds import LONG
+from tests.pipelines.crowds import audit_of as audit_of_crowd
 from tests.stores import Place
 
 REGIONS = -(-ROWS // REGION_ROWS)
@@ -36,11 +43,13 @@ POINTS = [
     ("written", "published.json"),
     ("written", "latest.json"),
 ]
+IN_FLIGHT = 3
+"""How many pieces of work are under way at once for each thread."""
 QUICK = (("regions", "score", "4"), ("written", "summary.json"))
 
 
-def kill_driver(audit: Audit, folder: Path, point: tuple[str, ...]) -> None:
-    """Run an audit in processes of its own, all of which are killed at a point."""
+def drive(audit: Audit, folder: Path, *point: str) -> subprocess.CompletedProcess[bytes]:
+    """Run an audit in processes of its own, all of which are killed at a point, if they get there."""
     config = {
         **audit.settings,
         "task": audit.data.task,
@@ -49,9 +58,12 @@ def kill_driver(audit: Audit, folder: Path, point: tuple[str, ...]) -> None:
     }
     path = folder / "audit.yaml"
     path.write_text(yaml.safe_dump(config))
-    killed = subprocess.run(
-        [sys.executable, "-m", "tests.faults.driver", str(path), *point], start_new_session=True, capture_output=True
-    )
+    command = [sys.executable, "-m", "tests.faults.driver", str(path), *point]
+    return subprocess.run(command, start_new_session=True, capture_output=True)
+
+
+def kill_driver(audit: Audit, folder: Path, point: tuple[str, ...]) -> None:
+    killed = drive(audit, folder, *point)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
 
 
@@ -133,6 +145,83 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(stage: str, pla
     assert receipts == {PASS: REGIONS, "score": REGIONS}
     audit.run()
     assert other.published() == audit.published()
+
+
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Counter[str]]:
+    """Counts how often workers set about each piece and each region of annotations, of which there are many."""
+    file = tmp_path / "notes"
+    monkeypatch.setenv("LABELQA_NOTES", str(file))
+    monkeypatch.setenv("LABELQA_PIECE_ROWS", "20")
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", "tests.faults.counting")
+    monkeypatch.setattr(annotations, "PIECE_ROWS", 20)
+    return lambda: Counter(file.read_text().split())
+
+
+def crowd(place: Place, client: Client) -> tuple[Audit, set[str]]:
+    """An audit of annotations, and the names of the jobs that group them."""
+    audit = audit_of_crowd(place, client, LONG, "parquet", "parquet", ids=True).changed(output={"region_rows": 8})
+    plan = make_plan(audit.config, RESOURCES)
+    source = plan.sources["annotations"]
+    assert isinstance(source, annotations.AnnotationsSource)
+    pieces = {f"scatter/{piece.name}" for piece in source.files.pieces}
+    return audit, pieces | {f"gather/{region.name}" for region in plan.layout.regions}
+
+
+GROUPING = [pytest.param("scatter", marks=pytest.mark.slow), "gather"]
+
+
+@on_disk
+@pytest.mark.parametrize("stage", GROUPING)
+def test_grouping_that_is_killed_goes_on_where_it_was(
+    stage: str, place: Place, client: Client, tmp_path: Path, notes: Callable[[], Counter[str]]
+) -> None:
+    audit, jobs = crowd(place, client)
+    kill_driver(audit, tmp_path, ("regions", stage, "4"))
+    recorded = {path.removesuffix(".npz") for path in place.writes("out/v000001/_run/stats")}
+    assert 4 <= sum(name.startswith(stage) for name in recorded) < sum(name.startswith(stage) for name in jobs)
+    finished = drive(audit, tmp_path, "nowhere", "")
+    assert finished.returncode == 0, finished.stderr.decode()
+    found = notes()
+    assert set(found) == jobs
+    assert max(found.values()) <= 2
+    twice = {name for name, count in found.items() if count == 2}
+    assert not twice & recorded, "what is on record is not done again"
+    assert len(twice) <= IN_FLIGHT
+    other = audit.changed(out="undisturbed")
+    other.run()
+    assert audit.published() == other.published()
+    assert verify(audit.location).problems == ()
+
+
+@on_disk
+@pytest.mark.parametrize("stage", GROUPING)
+def test_a_worker_that_is_killed_while_grouping_is_replaced(
+    stage: str, place: Place, client: Client, notes: Callable[[], Counter[str]]
+) -> None:
+    audit, jobs = crowd(place, client)
+    killed: list[int] = []
+    with (
+        dask.config.set({"distributed.worker.preload": ["tests.faults.counting"]}),
+        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as doomed,
+    ):
+        pids = list(doomed.run(os.getpid).values())
+
+        def kill_one(progress: Progress) -> None:
+            if progress.stage == stage and progress.done == 3:
+                killed.append(pids[0])
+                os.kill(pids[0], signal.SIGKILL)
+
+        disturbed = Audit(audit.place, audit.data, doomed, audit.settings, out="disturbed")
+        disturbed.run(kill_one)
+    assert killed
+    found = notes()
+    assert set(found) == jobs
+    assert max(found.values()) <= 2
+    assert sum(found.values()) - len(jobs) <= 2 * IN_FLIGHT
+    audit.run()
+    assert disturbed.published() == audit.published()
 
 
 @pytest.mark.slow

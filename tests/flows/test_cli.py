@@ -47,7 +47,8 @@ def audited(tmp_path_factory):
 
 def test_help_names_every_command_and_the_way_to_begin():
     printed = labelqa("--help").stdout
-    for word in ("demo", "run", "plan", "status", "top", "report", "schema", "Try labelqa demo first"):
+    commands = ("demo", "run", "plan", "status", "top", "report", "schema", "compare", "deploy", "serve")
+    for word in (*commands, "Try labelqa demo first"):
         assert word in printed
 
 
@@ -155,3 +156,32 @@ def test_regions_left_out_are_listed_and_give_exit_status_3(audited):
     assert "region 00004: labels, example 42: label 99 is outside 0..2" in done.stderr
     assert "report.html" in done.stdout
     assert "Nothing has changed" in labelqa(*command, "--set", "on_error=quarantine", expect=3).stdout
+
+
+def test_broken_expectations_are_listed_and_give_exit_status_4(audited):
+    settings = ["--set", f"output.uri={audited}/expected", "--set", "expect.mean_score.min=0.99"]
+    done = labelqa("run", audited / "audit.yaml", "--no-prefect", *settings, expect=4)
+    assert "broken expectation: mean_score: expected at least 0.99, found 0." in done.stderr
+    assert "expectations              0 of 1 hold" in done.stdout
+    assert (audited / "expected/latest.json").exists()
+    done = labelqa("run", audited / "audit.yaml", "--no-prefect", *settings[:2], "--set", "expect.mean_score.max=1")
+    assert "Nothing has changed" in done.stdout
+    assert "expectations              all hold" in done.stdout
+
+
+def test_compare_shows_what_has_changed_between_two_versions(audited):
+    out = f"output.uri={audited}/compared"
+    labelqa("run", audited / "audit.yaml", "--no-prefect", "--set", out)
+    assert "has no published version before v000001" in labelqa("compare", f"{audited}/compared", expect=1).stderr
+    method = "params.method=normalized_margin"
+    labelqa("run", audited / "audit.yaml", "--no-prefect", "--set", out, "--set", method)
+    printed = labelqa("compare", f"{audited}/compared", "-n", 3).stdout
+    assert printed.startswith("v000001 → v000002  ")
+    assert "method from self_confidence to normalized_margin" in printed
+    for heading in ("The whole", "Resolved", "Quantiles of the scores", "Classes"):
+        assert f"\n{heading}\n" in printed
+    assert "3 of 3 shown" not in printed
+    there_and_back = labelqa("compare", f"{audited}/compared", "--from", "v000002", "--to", "v000001").stdout
+    assert there_and_back.startswith("v000002 → v000001  ")
+    told = labelqa("compare", f"{audited}/compared", "--from", "v7", expect=1).stderr
+    assert "has no published version 'v7'. There are: v000001, v000002." in told

@@ -24,6 +24,7 @@ from labelqa_dask.multiannotator import (
     TASK,
     convert_long_to_wide_dataset,
     get_active_learning_scores,
+    get_active_learning_scores_ensemble,
     get_label_quality_multiannotator,
     get_label_quality_multiannotator_ensemble,
     get_majority_vote_label,
@@ -132,6 +133,110 @@ def test_every_form_gives_the_same(seed: int) -> None:
         )
 
 
+# Every vote is tied, and neither the model nor how common a class is nor anybody's skill settles it.
+DRAWN = (np.arange(N)[:, None] + np.arange(6)) % 3.0
+UNIFORM = np.full((N, 3), 1 / 3)
+
+
+@few
+@given(form=st.sampled_from(["wide", "rows", "named rows"]), cut=cuts(N), of_probs=cuts(N), seed=st.integers(0, 5))
+def test_draws_depend_on_the_seed_alone(form: str, cut: Any, of_probs: Any, seed: int) -> None:
+    methods = {"consensus_method": ["majority_vote", "best_quality"], "seed": seed}
+    with pytest.warns(UserWarning, match=f"{N} tied votes were settled by a draw"):
+        expected = get_label_quality_multiannotator(DRAWN, UNIFORM, **methods)["label_quality"]
+    assert (get_majority_vote_label(DRAWN, verbose=False, seed=seed + 1) != expected["consensus_label"]).any()
+    probs: Any = da.from_array(UNIFORM, chunks=(of_probs, 3))
+    labels: Any = da.from_array(DRAWN, chunks=(cut, 6))
+    if form != "wide":
+        bounds = np.cumsum([0, *cut]) * 6  # as many rows for each example
+        long = long_form(DRAWN, seed)
+        labels = dd.from_map(lambda part: long.iloc[bounds[part] : bounds[part + 1]], range(len(cut)))
+    if form == "named rows":
+        frame = pd.DataFrame(UNIFORM)
+        starts = np.cumsum([0, *of_probs]).tolist()
+        parts = [frame.iloc[start : start + size] for start, size in zip(starts, of_probs, strict=False)]
+        probs = dd.from_map(lambda part: parts[part], range(len(parts)), divisions=[*starts[:-1], N - 1])
+    found = scored(labels, probs, **methods)["label_quality"]
+    np.testing.assert_array_equal(found["consensus_label"], expected["consensus_label"])
+    np.testing.assert_array_equal(found["consensus_label_best_quality"], expected["consensus_label_best_quality"])
+
+
+@few
+@given(rows=cuts(N), twice=st.integers(0, 30), seed=st.integers(0, 5))
+def test_a_partition_that_is_there_twice_is_refused_wherever_it_is(rows: Any, twice: int, seed: int) -> None:
+    long = long_form(LABELS, seed)
+    bounds = np.linspace(0, len(long), len(rows) + 1).astype(int)
+    parts = [long.iloc[a:b] for a, b in pairwise(bounds)]
+    order = np.random.default_rng(seed).permutation([*range(len(parts)), twice % len(parts)])
+    frame = dd.from_map(lambda part: parts[part], order.tolist())
+    with pytest.raises(InvalidInput, match="labelled the same example already"):
+        scored(frame, da.from_array(TIED, chunks=(rows, K)))
+
+
+def refuse_to_compute(*_: Any, **__: Any) -> Any:
+    raise AssertionError("computed")
+
+
+MODELS = np.stack([TIED, TIED[::-1], np.roll(TIED, 5, axis=0)])
+
+
+def lazy_forms(cut: Any, of_probs: Any, columns: Any) -> list[Any]:
+    """The labels, wide and long."""
+    long = long_form(LABELS)
+    return [da.from_array(LABELS, chunks=(cut, columns)), dd.from_pandas(long, npartitions=len(cut), sort=False)]
+
+
+@few
+@given(cut=cuts(N), of_probs=cuts(N), columns=cuts(M), models=cuts(3))
+def test_ensembles_are_lazy_and_cut_anyhow(cut: Any, of_probs: Any, columns: Any, models: Any) -> None:
+    settings: dict[str, Any] = {"calibrate_probs": True, "return_weights": True, "verbose": False}
+    eager = get_label_quality_multiannotator_ensemble(LABELS, MODELS, **settings)
+    probs = da.from_array(MODELS, chunks=(models, of_probs, 2))
+    for labels in lazy_forms(cut, of_probs, columns):
+        with dask.config.set(scheduler=refuse_to_compute):
+            lazy = get_label_quality_multiannotator_ensemble(labels, probs, **settings)
+        assert lazy["model_weight"].shape == (3,)
+        (found,) = dask.compute(lazy, scheduler="sync")
+        if isinstance(labels, dd.DataFrame):
+            found["annotator_stats"].index = eager["annotator_stats"].index
+            assert len(found.pop("detailed_label_quality")) == np.count_nonzero(~np.isnan(LABELS))
+            assert_equal(found, {name: eager[name] for name in found})
+        else:
+            assert_equal(found, eager)
+
+
+ONE_EACH = np.where(np.arange(M) == np.arange(N)[:, None] % M, LABELS[np.arange(N), 0][:, None], np.nan)
+ONE_EACH[np.isnan(ONE_EACH).all(axis=1), 0] = 1
+
+
+@few
+@given(
+    cut=cuts(N), of_probs=cuts(N), columns=cuts(M), of_others=cuts(N), ensemble=st.booleans(), compared=st.booleans()
+)
+def test_active_learning_scores_are_lazy_and_cut_anyhow(
+    cut: Any, of_probs: Any, columns: Any, of_others: Any, ensemble: bool, compared: bool
+) -> None:
+    function = get_active_learning_scores_ensemble if ensemble else get_active_learning_scores
+    given, others = (MODELS, MODELS[::-1, ::-1]) if ensemble else (TIED, TIED[::-1])
+    labels = LABELS if compared else ONE_EACH
+    models = ((3,),) if ensemble else ()
+    expected = function(labels, given, others)
+    probs = da.from_array(given, chunks=(*models, of_probs, 2))
+    unlabeled = da.from_array(others, chunks=(*models, of_others, 1))
+    long = dd.from_pandas(long_form(labels), npartitions=len(cut), sort=False)
+    for form in (da.from_array(labels, chunks=(cut, columns)), long):
+        with dask.config.set(scheduler=refuse_to_compute):
+            found = function(form, probs, unlabeled)
+            alone = function(form, probs)
+        assert [values.shape for values in found] == [(N,), (N,)]
+        for values, wanted in zip(
+            dask.compute(*found, *alone, scheduler="sync"), (*expected, expected[0], []), strict=True
+        ):
+            np.testing.assert_allclose(values, wanted, rtol=0, atol=1e-12)
+    others_only = function(None, None, unlabeled)[1].compute(scheduler="sync")
+    np.testing.assert_allclose(others_only, function(None, None, others)[1], rtol=0, atol=1e-12)
+
+
 def test_integer_annotators_and_labels_of_any_type_keep_their_names() -> None:
     rows = pd.DataFrame({"task": [5, 5, 9, 9], "annotator": [30, 7, 30, 7], "label": np.array([0, 0, 1, 0], np.uint8)})
     found = scored(rows, np.array([[0.8, 0.2], [0.3, 0.7]]), columns=COLUMNS)
@@ -141,11 +246,7 @@ def test_integer_annotators_and_labels_of_any_type_keep_their_names() -> None:
 
 def test_lazy_input_computes_nothing_and_promises_what_it_becomes() -> None:
     labels, pred_probs = crowd_data(30, 5, 4)
-
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise AssertionError("computed")
-
-    with dask.config.set(scheduler=refuse):
+    with dask.config.set(scheduler=refuse_to_compute):
         wide = get_label_quality_multiannotator(da.from_array(labels, chunks=7), da.from_array(pred_probs, chunks=9))
         frame = dd.from_pandas(long_form(labels), npartitions=3, sort=False)
         long = get_label_quality_multiannotator(frame, da.from_array(pred_probs, chunks=9), return_weights=True)

@@ -219,6 +219,11 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
         TASK.params(**settings)
 
 
+def test_settings_that_were_written_down_whole_are_taken_again() -> None:
+    params = TASK.params(aggregator="softmin", temperature=0.2)
+    assert TASK.params(**params.model_dump(mode="json")) == params
+
+
 def test_unknown_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(InvalidInput, match="Did you mean 'self_confidence'"):
         multilabel.get_label_quality_scores(LABELS, PRED_PROBS, method="selfconfidence")

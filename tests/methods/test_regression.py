@@ -25,7 +25,7 @@ LABELS = np.array([1, 2, 3, 4])
 PREDICTIONS = np.array([2, 2, 5, 4.1])
 
 
-@pytest.mark.parametrize("neighbors", ["auto", "exact", "field"])
+@pytest.mark.parametrize("neighbors", ["auto", "exact", "field", "pynndescent"])
 def test_the_worked_example_holds_however_distances_are_computed(neighbors: Any) -> None:
     scores = get_label_quality_scores(LABELS, PREDICTIONS, neighbors=neighbors)
     np.testing.assert_allclose(scores, [0.2162406, 0.62585509, 0.20275104, 0.62585509], atol=1e-8)
@@ -41,7 +41,7 @@ def test_residual_scores_fall_with_the_residual() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2])
-@pytest.mark.parametrize("neighbors", ["auto", "exact", "field"])
+@pytest.mark.parametrize("neighbors", ["auto", "exact", "field", "pynndescent"])
 def test_one_neighbour_is_the_example_itself(n: int, neighbors: Any) -> None:
     labels, predictions = regression_data(n)
     assert get_label_quality_scores(labels, predictions, neighbors=neighbors).tolist() == [1.0] * n
@@ -117,6 +117,9 @@ def test_what_is_not_a_number_is_refused() -> None:
         ({"residual_scale": 0}, "residual_scale"),
         ({"tolerance": 0}, "tolerance"),
         ({"method": "residual", "neighbors": "field"}, "neighbors belong to method outre"),
+        ({"n_neighbors": 5}, "n_neighbors belongs to neighbors pynndescent"),
+        ({"n_neighbors": 5, "neighbors": "pynndescent", "frac_neighbors": 0.1}, "in place of frac_neighbors"),
+        ({"n_neighbors": 0, "neighbors": "pynndescent"}, "n_neighbors"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -126,10 +127,18 @@ class Audit:
         return Version(self.location, name)
 
     def published(self, name: str = "v000001") -> dict[str, bytes]:
-        """Every object that a version publishes, by its path: all but the run's own record."""
+        """Every object that a version publishes, by its path: all but the run's own record.
+
+        Without what the report says of the version before: the rest depends on the input and the settings alone.
+        """
         location = self.version(name).location
         paths = [entry.path for entry in location.entries()]
-        return {path: location.read(path) for path in paths if not path.startswith("_run/")}
+        found = {path: location.read(path) for path in paths if not path.startswith("_run/")}
+        if "report.html" in found:
+            found["report.html"] = re.sub(
+                rb'<section aria-labelledby="since">.*?</section>\n', b"", found["report.html"], flags=re.DOTALL
+            )
+        return found
 
     def receipts(self, name: str = "v000001") -> dict[str, str]:
         """Which write each receipt of a version comes from."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from distributed import Client
 
+from labelqa_dask.storage import annotations as stored
 from tests.pipelines.audits import Audit, images, numbers, store_parquet, store_zarr
+from tests.pipelines.crowds import LONG, audit_of
 from tests.stores import Place
 
 
@@ -32,3 +34,16 @@ def of_images(place: Place, client: Client) -> Audit:
         "select": {"worst": 5},
     }
     return Audit(place, data, client, settings)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that annotations come in several: planning happens in this process."""
+    monkeypatch.setattr(stored, "PIECE_ROWS", 40)
+    monkeypatch.setattr(stored, "PIECE_BYTES", 500)
+
+
+@pytest.fixture
+def of_a_crowd(place: Place, client: Client, small_pieces: None) -> Audit:
+    """An audit of annotations in no order, from Parquet into Parquet, with identifiers."""
+    return audit_of(place, client, LONG, "parquet", "parquet", ids=True)

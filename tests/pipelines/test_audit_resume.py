@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from labelqa_dask import open_run
-from labelqa_dask.core.errors import RunConflict, RunFailed
+from labelqa_dask.core.errors import OutdatedRun, RunConflict, RunFailed
 from labelqa_dask.storage.record import latest, unfinished
 from pipelines.regions import Listener, Progress
 from tests.pipelines.audits import Audit, Interrupted, interrupt, is_idle, on_disk, store_again, wait_until
@@ -191,6 +191,7 @@ def test_other_settings_are_refused_while_a_run_is_unfinished(of_numbers: Audit)
     before = of_numbers.place.writes("out")
     with pytest.raises(RunConflict) as caught:
         changed.run()
+    assert not isinstance(caught.value, OutdatedRun), "it can still be finished"
     assert str(caught.value) == (
         f"{of_numbers.location}/v000001: an unfinished run there was begun with other settings or inputs: "
         "params.method: self_confidence then, normalized_margin now; select.worst: 25 then, 3 now. "
@@ -206,7 +207,7 @@ def test_another_input_is_refused_while_a_run_is_unfinished(of_numbers: Audit) -
         of_numbers.run(interrupt("score", 2))
     of_numbers.data.labels[3] = (of_numbers.data.labels[3] + 1) % 4
     store_again(of_numbers)
-    with pytest.raises(RunConflict, match=r"inputs\.labels\.digest: \w+ then, \w+ now") as caught:
+    with pytest.raises(OutdatedRun, match=r"inputs\.labels\.digest: \w+ then, \w+ now") as caught:
         of_numbers.run()
     assert "params" not in str(caught.value)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from flows.settings import load_config
 from labelqa_dask.core.errors import InvalidConfig
@@ -47,6 +48,22 @@ def test_an_example_configuration_is_valid_and_named_after_its_task(path: Path) 
     config = load_config(path)
     assert config.task == path.stem
     assert config.cluster.kind == "local"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_expectations_of_an_example_are_valid_once_they_are_no_comment(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    begin = lines.index("# expect:")
+    shown = yaml.safe_load("\n".join(line.removeprefix("# ") for line in lines[begin : lines.index("", begin)]))
+    asked_for = {
+        "multiclass": {"find_label_issues": True},
+        "multilabel": {"count_issues": True},
+        "segmentation": {"method": "num_pixel_issues"},
+    }
+    settings = {**yaml.safe_load(path.read_text()), "params": asked_for.get(path.stem, {}), **shown}
+    config = parse_config(settings)
+    assert config.expect.mean_score is not None
+    assert set(shown["expect"]) == config.expect.model_fields_set
 
 
 def test_there_is_an_example_for_each_task() -> None:
@@ -124,6 +141,25 @@ def test_a_cluster_is_local_unless_it_has_an_address() -> None:
             {"address": "tcp://x", "adress": "y"},
             "unknown setting 'cluster.adress' (Did you mean 'address'?)",
         ),
+        ("expect.mean_scor", {"min": 0}, "unknown setting 'expect.mean_scor' (Did you mean 'mean_score'?)"),
+        ("expect.mean_score", {"mn": 0}, "unknown setting 'expect.mean_score.mn' (Did you mean 'min'?)"),
+        ("expect.mean_score", {}, "expect.mean_score: give min, max or both"),
+        ("expect.mean_score", {"min": 2, "max": 1}, "expect.mean_score: min 2 is above max 1: nothing lies between"),
+        ("expect.mean_score", {"min": float("nan")}, "expect.mean_score.min: Input should be a finite number"),
+        ("expect.class_mean_score", {"x": {"min": 0}}, "'x' is no class; give its number, from 0, or 'each'"),
+        ("expect.class_mean_score", {-1: {"min": 0}}, "'-1' is no class"),
+        ("expect.class_mean_score", {3: {"mn": 0}}, "unknown setting 'expect.class_mean_score.3.mn'"),
+        (
+            "expect.issue_share",
+            {"max": 0},
+            "expect.issue_share: multiclass does not estimate which labels are wrong without "
+            "params.find_label_issues: true; expected can be mean_score, class_mean_score, quarantined_regions",
+        ),
+        (
+            "expect.annotator_quality",
+            {"each": {"min": 0}},
+            "expect.annotator_quality: multiclass does not tell the quality of annotators; expected can be mean_score",
+        ),
         ("storage.endpoint", "x", "unknown setting 'storage.endpoint' (Did you mean 'endpoint_url'?)"),
         ("storage.timeout_seconds", 0, "storage.timeout_seconds: Input should be greater than 0"),
     ],
@@ -140,6 +176,43 @@ def test_a_mistake_is_named_with_its_setting(path: str, value: Any, message: str
 def test_what_is_no_mapping_of_settings_is_named(settings: Any) -> None:
     with pytest.raises(InvalidConfig, match=r"^configuration: is not a mapping of settings"):
         parse_config(settings)
+
+
+@pytest.mark.parametrize(
+    ("task", "params", "known"),
+    [
+        ("multiclass", {}, {"class_mean_score"}),
+        ("multiclass", {"find_label_issues": True}, {"class_mean_score", "issue_share"}),
+        ("multilabel", {"count_issues": True}, {"class_mean_score", "issue_share"}),
+        ("segmentation", {"method": "num_pixel_issues"}, {"class_mean_score", "issue_share"}),
+        ("segmentation", {}, {"class_mean_score"}),
+        ("multiannotator", {}, {"class_mean_score", "annotator_quality"}),
+        ("multiannotator", {"return_annotator_stats": False}, {"class_mean_score"}),
+        ("regression", {}, set()),
+    ],
+)
+def test_what_can_be_expected_is_what_the_task_tells(task: str, params: dict[str, Any], known: set[str]) -> None:
+    inputs = {spec.name: {"uri": "x.zarr"} for spec in get_task(task).inputs}
+    settings = {"task": task, "params": params, "input": inputs, "output": {"uri": "out"}}
+    each = {
+        "mean_score": {"min": 0},
+        "quarantined_regions": {"max": 0},
+        "issue_share": {"max": 0.1},
+        "class_mean_score": {"each": {"min": 0}},
+        "annotator_quality": {"each": {"min": 0}},
+    }
+    for name, expected in each.items():
+        if name in known | {"mean_score", "quarantined_regions"}:
+            parse_config({**settings, "expect": {name: expected}})
+        else:
+            with pytest.raises(InvalidConfig, match=f"expect.{name}: {task} "):
+                parse_config({**settings, "expect": {name: expected}})
+
+
+def test_classes_and_annotators_may_be_named_by_numbers() -> None:
+    config = parse_config({**LEAST, "expect": {"class_mean_score": {3: {"min": 0.5}, "each": {"min": 0.1}}}})
+    assert [*config.expect.class_mean_score] == ["3", "each"]
+    assert parse_config(config.model_dump(mode="json")) == config
 
 
 def test_all_mistakes_are_listed_at_once() -> None:

@@ -2,88 +2,27 @@
 
 from __future__ import annotations
 
-import io
+import fnmatch
 import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import zarr
 from distributed import Client
-from zarr.storage import ObjectStore as ZarrObjectStore
 
 from labelqa_dask import open_run
-from labelqa_dask.core.errors import InvalidConfig, InvalidInput
+from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError
 from labelqa_dask.multiannotator import get_label_quality_multiannotator
 from labelqa_dask.storage import annotations as stored
 from labelqa_dask.storage.annotations import AnnotationFiles
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.run import Run
-from tests.pipelines.audits import Audit, Data, Interrupted, interrupt, on_disk
+from pipelines.regions import Progress
+from tests.pipelines.audits import Audit, Interrupted, interrupt, is_idle, on_disk, wait_until
+from tests.pipelines.crowds import COLUMNS, IDS, LONG, PROBS, K, M, N, audit_of
 from tests.stores import Place
-from tests.strategies import crowd_data, long_form
-
-N, M, K = 90, 9, 4
-LABELS, PROBS = crowd_data(N, M, K, seed=20)
-LONG = long_form(LABELS)
-IDS = np.array([f"x{(7 * i) % N:03d}" for i in range(N)], object)
-COLUMNS = ("task", "annotator", "label")
-
-
-def store_rows(location: Location, rows: pd.DataFrame, form: str, files: int = 3) -> dict[str, Any]:
-    for number, part in enumerate(np.array_split(np.arange(len(rows)), files)):
-        frame = rows.iloc[part]
-        if form == "csv":
-            shuffled = frame.assign(note="a,b")[["label", "note", "task", "annotator"]]
-            location.write(f"rows-{number}.csv", shuffled.to_csv(index=False).encode())
-        else:
-            buffer = io.BytesIO()
-            pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), buffer, row_group_size=20)
-            location.write(f"rows-{number}.parquet", buffer.getvalue())
-    return {"uri": f"{location.url}/rows-*.{form}", "columns": [*COLUMNS]}
-
-
-def store_probs(location: Location, form: str) -> dict[str, Any]:
-    if form == "zarr":
-        location.create()
-        group = zarr.open_group(ZarrObjectStore(location.store), mode="a")
-        array = group.create_array("pred_probs", shape=PROBS.shape, dtype=PROBS.dtype, chunks=(10, K))
-        array[...] = PROBS
-        ids = group.create_array("ids", shape=(N,), dtype="str", chunks=(40,))  # type: ignore[arg-type]
-        ids[...] = IDS
-        return {name: {"uri": location.url, "array": name} for name in ("pred_probs", "ids")}
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"p": list(PROBS), "key": pa.array(IDS)}), buffer, row_group_size=11)
-    location.write("probs.parquet", buffer.getvalue())
-    uri = f"{location.url}/probs.parquet"
-    return {"pred_probs": {"uri": uri, "column": "p"}, "ids": {"uri": uri, "column": "key"}}
-
-
-def audit_of(
-    place: Place, client: Client, rows: pd.DataFrame, form: str, of_probs: str, *, ids: bool, **settings: Any
-) -> Audit:
-    inputs = store_probs(place("probs.zarr" if of_probs == "zarr" else "probs"), of_probs)
-    inputs = inputs if ids else {"pred_probs": inputs["pred_probs"]}
-    annotations = store_rows(place("rows"), rows.assign(task=IDS[rows["task"]]) if ids else rows, form)
-    output = {"format": "zarr" if of_probs == "zarr" else "parquet", "region_rows": 20}
-    merged = {
-        "input": {**inputs, "annotations": {**annotations, **settings.pop("annotations", {})}},
-        "output": output,
-        "select": {"worst": 15},
-        **settings,
-    }
-    return Audit(place, Data("multiannotator", LABELS, PROBS, IDS), client, merged)
-
-
-@pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that there are several: planning happens in this process."""
-    monkeypatch.setattr(stored, "PIECE_ROWS", 40)
-    monkeypatch.setattr(stored, "PIECE_BYTES", 500)
 
 
 def check(run: Run, params: dict[str, Any], *, ids: bool) -> None:
@@ -139,10 +78,9 @@ def test_audits_publish_what_the_library_makes(
     place: Place, client: Client, form: str, of_probs: str, ids: bool, params: dict[str, Any]
 ) -> None:
     audit = audit_of(place, client, LONG, form, of_probs, ids=ids, params=params)
-    run = audit.run().run
+    audit.run()
     check(open_run(place.url("out"), audit.config.storage), params, ids=ids)
-    left = [entry.path for entry in run.version.run.entries()]
-    assert not [path for path in left if path.startswith(("annotations/", "scattered/"))]
+    assert staged(audit) == []
 
 
 @on_disk
@@ -162,25 +100,106 @@ def test_neither_the_order_of_rows_nor_the_cut_changes_what_is_published(place: 
     )
 
 
+def staged(audit: Audit) -> list[str]:
+    """What grouping keeps under a run while it is at work."""
+    kept = ("annotations/", "scattered/", "stats/scatter/", "stats/gather/", "stats/grouped")
+    return sorted(entry.path for entry in audit.version().run.entries() if entry.path.startswith(kept))
+
+
+STAGES = [("scatter", 2), ("gather", 2), ("estimate votes", 1), ("score", 2)]
+
+
 @on_disk
-@pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize(("stage", "done"), [("scatter", 2), ("gather", 2), ("estimate votes", 1), ("score", 2)])
-def test_an_interrupted_audit_goes_on_where_it_stopped(place: Place, client: Client, stage: str, done: int) -> None:
-    audit = audit_of(place, client, LONG, "parquet", "parquet", ids=True)
-    undisturbed = audit.changed("undisturbed")
+@pytest.mark.parametrize(("stage", "done"), STAGES)
+def test_an_interrupted_audit_goes_on_where_it_stopped(place: Place, of_a_crowd: Audit, stage: str, done: int) -> None:
+    undisturbed = of_a_crowd.changed("undisturbed")
     undisturbed.run()
     with pytest.raises(Interrupted):
-        audit.run(interrupt(stage, done))
-    folder = {"scatter": "scattered", "gather": "gathered"}.get(stage)
-    before = place.writes(f"out/v000001/_run/{folder}") if folder else {}
-    receipts = {path: write for path, write in before.items() if path.endswith(".json")}
-    if folder:
-        assert len(receipts) >= done
-    assert audit.run().resumed
-    if folder == "gathered":
-        after = place.writes(f"out/v000001/_run/{folder}")
-        assert {path: after[path] for path in receipts} == receipts
-    assert audit.published() == undisturbed.published()
+        of_a_crowd.run(interrupt(stage, done))
+    before = place.writes("out/v000001/_run/stats")
+    rounds = {name: sum(path.startswith(f"{name}/") for path in before) for name in ("scatter", "gather")}
+    assert rounds.get(stage, done) >= done
+    listened: list[tuple[str, dict[str, str]]] = []
+    assert of_a_crowd.run(lambda at: listened.append((at.stage, place.writes("out/v000001/_run/stats")))).resumed
+    while_grouping = [stats for at, stats in listened if at in ("scatter", "gather")]
+    for stats in while_grouping:
+        assert before.items() <= stats.items(), "what is on record is not done again"
+    assert bool(while_grouping) == (stage in ("scatter", "gather"))
+    assert of_a_crowd.published() == undisturbed.published()
+
+
+def flipped(content: bytes) -> bytes:
+    return bytes([*content[:-30], content[-30] ^ 1, *content[-29:]])
+
+
+def cut_off(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+DAMAGED = [
+    ("scatter", "scattered/*.bin", flipped, ["scatter"]),
+    ("scatter", "scattered/*.parquet", cut_off, ["scatter"]),
+    ("scatter", "stats/scatter/*.npz", flipped, ["scatter"]),
+    ("gather", "scattered/*.bin", cut_off, ["scatter"]),
+    ("gather", "annotations/annotators.parquet", flipped, []),
+    ("gather", "annotations/part-*.npz", flipped, ["gather"]),
+    ("gather", "stats/gather/*.npz", cut_off, ["gather"]),
+    ("estimate votes", "annotations/annotators.parquet", flipped, ["grouped.npz"]),
+    ("estimate votes", "annotations/part-*.npz", None, ["gather", "grouped.npz"]),
+    ("estimate votes", "stats/gather/*.npz", flipped, ["gather", "grouped.npz"]),
+    ("estimate votes", "stats/grouped.npz", cut_off, ["grouped.npz"]),
+]
+
+
+@on_disk
+@pytest.mark.parametrize(("stage", "pattern", "damage", "again"), DAMAGED, ids=[f"{d[0]} {d[1]}" for d in DAMAGED])
+def test_what_is_damaged_is_made_again_and_nothing_else(
+    place: Place, of_a_crowd: Audit, stage: str, pattern: str, damage: Any, again: list[str]
+) -> None:
+    with pytest.raises(Interrupted):
+        of_a_crowd.run(interrupt(stage, 1))
+    wait_until(lambda: is_idle(of_a_crowd.client))
+    run = of_a_crowd.version().run
+    before, path = place.writes("out/v000001/_run/stats"), fnmatch.filter(staged(of_a_crowd), pattern)[0]
+    content = run.read(path)
+    run.delete_object(path) if damage is None else run.write(path, damage(content))
+    after: dict[str, str] = {}
+
+    def listen(progress: Progress) -> None:
+        if progress.stage == "gather" or (progress.stage, progress.done) == ("estimate votes", 0):
+            after.update(place.writes("out/v000001/_run/stats"))
+
+    assert of_a_crowd.run(listen).resumed
+    changed = [name.partition("/")[0] for name in sorted(before) if after.get(name) != before[name]]
+    assert changed == again
+    undisturbed = of_a_crowd.changed("undisturbed")
+    undisturbed.run()
+    assert of_a_crowd.published() == undisturbed.published()
+
+
+@on_disk
+def test_a_damaged_copy_is_named_by_whoever_reads_it(place: Place, of_a_crowd: Audit) -> None:
+    def spoil(progress: Progress) -> None:
+        if progress.stage == "estimate votes" and progress.done == 0:
+            copy = of_a_crowd.version().run / "annotations"
+            for entry in list(copy.entries()):
+                copy.write(entry.path, copy.read(entry.path)[:-30])
+
+    with pytest.raises(StorageError, match=r"_run/annotations/.*: is damaged \(.*\. Run the same command again"):
+        of_a_crowd.run(spoil)
+    assert of_a_crowd.run().resumed
+
+
+@on_disk
+@pytest.mark.usefixtures("small_pieces")
+def test_workers_do_not_take_one_crowd_for_another_at_the_same_place(place: Place, client: Client) -> None:
+    audit_of(place, client, LONG, "parquet", "parquet", ids=False).run()
+    for folder in ("out", "rows"):
+        place(folder).delete()
+    renamed = LONG.assign(annotator="b" + LONG["annotator"])
+    run = audit_of(place, client, renamed, "parquet", "parquet", ids=False).run().run
+    assert run.version.name == "v000001"
+    assert run.annotations.compute()["annotator"].str.startswith("ba").all()
 
 
 def spoilt() -> pd.DataFrame:

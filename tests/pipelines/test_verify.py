@@ -26,6 +26,10 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 }
 
 
+AUDITS = {"of_numbers": 40, "of_images": 5, "of_a_crowd": 50}
+"""Audits, and how many examples their regions hold where there are to be few."""
+
+
 def objects_of(audit: Audit) -> list[str]:
     """All that a version consists of, but what only tells how long it took."""
     paths = (entry.path for entry in audit.version().location.entries())
@@ -48,7 +52,7 @@ def problems_with(location: Location, path: str, content: bytes | None) -> str:
 
 
 @pytest.mark.parametrize("place", ["file", "s3"], indirect=True)
-@pytest.mark.parametrize("audit", ["of_numbers", "of_images"])
+@pytest.mark.parametrize("audit", AUDITS)
 def test_what_is_as_it_was_published_is_found_whole(place: Place, audit: str, request: pytest.FixtureRequest) -> None:
     audited: Audit = request.getfixturevalue(audit)
     regions = audited.run().run.summary["regions"]
@@ -59,10 +63,10 @@ def test_what_is_as_it_was_published_is_found_whole(place: Place, audit: str, re
 
 @on_disk
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("audit", ["of_numbers", "of_images"])
+@pytest.mark.parametrize("audit", AUDITS)
 def test_damage_to_any_object_is_found(place: Place, audit: str, damage: str, request: pytest.FixtureRequest) -> None:
     audited: Audit = request.getfixturevalue(audit)
-    audited.changed(output={"region_rows": 40 if audit == "of_numbers" else 5}).run()
+    audited.changed(output={"region_rows": AUDITS[audit]}).run()
     location = audited.version().location
     for path in objects_of(audited):
         found = problems_with(location, path, DAMAGES[damage](location.read(path)))
@@ -89,11 +93,12 @@ def test_a_region_that_was_left_out_must_still_be_without_scores(of_numbers: Aud
 
 
 @on_disk
-def test_a_part_that_belongs_to_no_region_is_found(of_numbers: Audit) -> None:
-    of_numbers.run()
-    scores = of_numbers.version().location / "scores"
-    scores.write("part-99999.parquet", scores.read("part-00000.parquet"))
-    assert verify(of_numbers.location).problems == (f"{scores}/part-99999.parquet: is not of this version",)
+@pytest.mark.parametrize("folder", ["scores", "annotations"])
+def test_a_part_that_belongs_to_no_region_is_found(place: Place, of_a_crowd: Audit, folder: str) -> None:
+    of_a_crowd.run()
+    parts = of_a_crowd.version().location / folder
+    parts.write("part-99999.parquet", parts.read("part-00000.parquet"))
+    assert verify(of_a_crowd.location).problems == (f"{parts}/part-99999.parquet: is not of this version",)
 
 
 @on_disk

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from labelqa_dask.core.errors import RunConflict
+from labelqa_dask.core.errors import OutputInUse, RunConflict
 from labelqa_dask.storage.lease import LEASE_SECONDS, holder_of, holding
 
 ELSEWHERE = "another-host"
@@ -35,7 +35,7 @@ def test_an_output_is_held_for_the_block_and_free_after(place):
         holder = holder_of(out)
         assert holder is not None
         assert (holder.host, holder.pid) == (socket.gethostname(), os.getpid())
-        with pytest.raises(RunConflict, match=rf"process {os.getpid()} on .* has been working on this output since"):
+        with pytest.raises(OutputInUse, match=rf"process {os.getpid()} on .* has been working on this output since"):
             holding(out).__enter__()
         assert holder_of(out) == holder, "a refused run must not disturb the one that holds"
     assert holder_of(out) is None
@@ -51,7 +51,7 @@ def test_an_output_is_free_after_an_error(place):
 def test_a_holder_elsewhere_is_respected_until_its_lease_expires(place):
     out = place("out")
     write_lease(out, heard=time.time() - LEASE_SECONDS / 2)
-    with pytest.raises(RunConflict, match=ELSEWHERE), holding(out):
+    with pytest.raises(OutputInUse, match=ELSEWHERE), holding(out):
         pass
     write_lease(out, heard=time.time() - LEASE_SECONDS - 1)
     with holding(out):

@@ -167,12 +167,12 @@ def test_receipts_come_in_the_order_of_their_regions(place: Place) -> None:
 
 def test_a_receipt_moves_with_its_rows() -> None:
     receipt = receipt_of(summary_of(np.array([0.5, 0.25, 0.75]), np.array(["a", "b", "c"], object)))
-    moved = receipt.moved("00007", 130, "another basis")
+    moved = receipt.moved("00007", 130, "another basis", {"scores/part-00007.parquet": "digest"})
     assert (moved.region, moved.start, moved.stop, moved.cuts) == ("00007", 130, 140, (130, 137, 140))
     assert moved.basis == "another basis"
     assert (moved.key, moved.origin, moved.rows) == (receipt.key, receipt.origin, receipt.rows)
     assert (moved.summary.worst.rows - receipt.summary.worst.rows).tolist() == [100, 100, 100]
-    assert_same(moved.moved("00003", 30, receipt.basis), receipt)
+    assert_same(moved.moved("00003", 30, receipt.basis, {}), receipt)
 
 
 def test_bad_regions_are_those_of_one_manifest_and_undamaged(place: Place) -> None:
