@@ -16,13 +16,15 @@ import zarr
 from distributed import Client
 from zarr.storage import ObjectStore as ZarrObjectStore
 
-from labelqa_dask.core.errors import InvalidConfig, InvalidInput, RunConflict
+from labelqa_dask.core.errors import InvalidConfig, InvalidInput, OutdatedRun, RunConflict
 from labelqa_dask.storage.record import version_names
-from pipelines.audit import Audited
+from pipelines.audit import Audited, run_audit
 from pipelines.plan import make_plan
 from pipelines.verify import verify
 from tests.faults.tasks import TASKS, Example, audit_of, store_zarr
 from tests.pipelines.audits import RESOURCES, Audit, Interrupted, interrupt, is_idle, on_disk, wait_until
+from tests.pipelines.crowds import LONG
+from tests.pipelines.crowds import audit_of as audit_of_crowd
 from tests.stores import Place
 
 ROWS, REGION_ROWS = 42, 5
@@ -524,3 +526,32 @@ def test_the_version_that_an_unfinished_one_takes_from_is_kept(place: Place, cli
     assert audit.run().resumed
     assert scored_in(audit, "v000002") == ["00002"]
     assert version_names(audit.location) == ["v000002"]
+
+
+@on_disk
+def test_a_run_that_discards_an_unfinished_one_still_takes_what_has_not_changed(place: Place, client: Client) -> None:
+    audit = zarr_audit(place, client, "segmentation")
+    audit.run()
+    rewrite_rows(audit, [11])
+    with pytest.raises(Interrupted):
+        audit.run(interrupt("score", 1))
+    wait_until(lambda: is_idle(client))
+    rewrite_rows(audit, [16])
+    with pytest.raises(OutdatedRun):
+        audit.run()
+    run_audit(make_plan(audit.config, RESOURCES), client, lambda progress: None, discard=True)
+    assert version_names(audit.location) == ["v000001", "v000003"]
+    assert scored_in(audit, "v000003") == ["00002", "00003"]
+    assert_as_from_scratch(audit, "v000003")
+
+
+@on_disk
+def test_annotations_are_scored_from_scratch(place: Place, client: Client) -> None:
+    audit = audit_of_crowd(place, client, LONG, "parquet", "zarr", ids=True)
+    audit.run()
+    array: Any = zarr.open_array(ZarrObjectStore(place("probs.zarr").store), path="pred_probs")
+    array[3] = array[4]
+    told = refreshed(audit).refreshed
+    assert told is not None
+    assert told.taken_over == 0
+    assert set(read_by(audit, "v000002").values()) == {told.regions}
