@@ -1,4 +1,4 @@
-"""The Dask cluster of a run: begun for it on this machine, or one that is already running."""
+"""The Dask cluster of a run: begun for it, on this machine or elsewhere, or one that is already running."""
 
 from __future__ import annotations
 
@@ -11,20 +11,14 @@ from distributed import Client
 from distributed import LocalCluster as DaskLocalCluster
 from distributed.system import MEMORY_LIMIT
 
+from flows.engines import ALLOCATOR, begin
 from labelqa_dask.core.blocks import available_cpus
 from labelqa_dask.core.errors import InvalidConfig
-from pipelines.config import LocalCluster, WorkConfig
+from pipelines.clusters import LocalCluster, RunningCluster
+from pipelines.config import WorkConfig
 from pipelines.plan import Resources
 
 _CONNECT_SECONDS = 20
-# Blocks of some MiB come and go all the time. By default each is mapped anew in pages of 4 KiB, and faulting them in
-# takes longer than decompressing into them; kept in the heap, in huge pages, they make reading almost twice as fast.
-_ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": 32 << 20,
-    "MALLOC_TRIM_THRESHOLD_": 32 << 20,
-    "MALLOC_ARENA_MAX": 1,
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
 
 
 def local_resources(settings: LocalCluster) -> Resources:
@@ -36,12 +30,12 @@ def local_resources(settings: LocalCluster) -> Resources:
 
 @contextmanager
 def open_cluster(config: WorkConfig) -> Iterator[Client]:
-    """A client of the run's cluster; a local cluster ends with the block."""
+    """A client of the run's cluster, which ends with the block unless it was running before."""
     settings = config.cluster
     if isinstance(settings, LocalCluster):
         resources = local_resources(settings)
         with (
-            dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": v for name, v in _ALLOCATOR.items()}),
+            dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": v for name, v in ALLOCATOR.items()}),
             DaskLocalCluster(
                 n_workers=resources.workers,
                 threads_per_worker=resources.threads_per_worker,
@@ -52,8 +46,11 @@ def open_cluster(config: WorkConfig) -> Iterator[Client]:
             Client(cluster, set_as_default=False) as client,
         ):
             yield client
-    else:
+    elif isinstance(settings, RunningCluster):
         with _connect(settings.address) as client:
+            yield client
+    else:
+        with begin(settings) as cluster, Client(cluster, set_as_default=False) as client:
             yield client
 
 
@@ -82,7 +79,10 @@ def running_resources(client: Client, address: str) -> Resources:
 
 def resources_of(config: WorkConfig) -> Resources:
     """What the workers of a run would have, without starting any."""
-    if isinstance(config.cluster, LocalCluster):
-        return local_resources(config.cluster)
-    with _connect(config.cluster.address) as client:
-        return running_resources(client, config.cluster.address)
+    settings = config.cluster
+    if isinstance(settings, LocalCluster):
+        return local_resources(settings)
+    if isinstance(settings, RunningCluster):
+        with _connect(settings.address) as client:
+            return running_resources(client, settings.address)
+    return Resources(settings.workers.maximum, settings.threads_per_worker, parse_bytes(settings.memory_limit))

@@ -12,7 +12,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from labelqa_dask.core.errors import InvalidInput, RunFailed
+from labelqa_dask.core.errors import InvalidInput, RunConflict, RunFailed
 from labelqa_dask.storage.annotations import AnnotationsSource
 from labelqa_dask.storage.lease import Lease, holding
 from labelqa_dask.storage.location import Location
@@ -144,6 +144,7 @@ def run_audit(
             _refuse_quarantined(plan, version, manifest["digest"])
             clear(version)
             return Audited(Run(version), _findings(plan, Run(version)), unchanged=True, resumed=False)
+        check_same(manifest, descended(planned, previous_of(out, manifest), freeze=freeze), str(version.location))
         plan = replace(plan, lineage=Lineage.of(version, manifest, contents))
         refreshed = _work(plan, version, manifest, client, listener, call, resumed, lease)
         if plan.config.output.keep_versions:
@@ -174,10 +175,21 @@ def _work(
     read: dict[str, int] = {}
 
     def timed(name: str, function: Callable[..., T], *args: Any) -> T:
+        lease.check()
         started = time.monotonic()
         result: T = call(name, function, *args)
         timings[name] = round(time.monotonic() - started, 3)
         return result
+
+    def may_publish() -> None:
+        lease.check()
+        now = version.manifest()
+        if now is None or now["digest"] != digest:
+            raise RunConflict(
+                "its manifest was replaced while this run was at work",
+                str(version.run / "manifest.json"),
+                "Nothing was published by this one. Run again with --fresh.",
+            )
 
     if any(isinstance(source, AnnotationsSource) for source in plan.sources.values()):
         plan = timed("group", group, plan, version, digest, client, listener)
@@ -187,10 +199,9 @@ def _work(
     read["score"] = timed("score", score, plan, version, digest, bad, client, listener)
     selection = timed("select", select, plan, version, digest, bad, client)
     _check_inputs_unchanged(plan, manifest, version)
-    lease.check()
     told = {"seconds": timings, "resumed": resumed, "regions_read": read, "regions_taken_over": selection.taken_over}
     version.run.write("timings.json", dump_json(told))
-    timed("publish", publish, plan, version, manifest, selection)
+    timed("publish", publish, plan, version, manifest, selection, may_publish)
     clear(version)
     previous = manifest["previous"]
     return Refreshed(previous, len(plan.layout.regions), selection.taken_over, read) if previous else None

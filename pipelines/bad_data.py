@@ -37,9 +37,6 @@ class BadRegions:
     def __len__(self) -> int:
         return len(self._found)
 
-    def __contains__(self, region: str) -> bool:
-        return region in self._found
-
     def __iter__(self) -> Any:
         return iter(sorted(self._found.values(), key=lambda bad: bad.region))
 

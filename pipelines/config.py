@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from dask.utils import parse_bytes
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from labelqa_dask.core.errors import InvalidConfig, nearest
+from labelqa_dask.core.settings import Settings as _Settings
 from labelqa_dask.core.settings import explain
 from labelqa_dask.core.task import Task, get_task, task_names
 from labelqa_dask.storage.location import StorageOptions
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from pipelines.clusters import AnyCluster, LocalCluster, with_its_kind
 
 
 class InputConfig(_Settings):
@@ -153,47 +150,16 @@ def _why_not(what: str, does: str, task: Task[Any], params: Any) -> str | None:
     return f"does not {does} without params.{name}: {shown}"
 
 
-class LocalCluster(_Settings):
-    """Worker processes on this machine, for the length of the run."""
-
-    kind: Literal["local"] = "local"
-    workers: int | None = Field(default=None, ge=1)
-    """Default: one per core."""
-    threads_per_worker: int = Field(default=1, ge=1)
-    memory_limit: str | None = None
-    """Per worker, such as 4GiB. Default: an equal share of the machine's memory."""
-
-    @field_validator("memory_limit")
-    @classmethod
-    def _is_bytes(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                parse_bytes(value)
-            except ValueError:
-                raise ValueError("must be a size such as 4GiB or 800MB") from None
-        return value
-
-
-class RunningCluster(_Settings):
-    """A Dask scheduler that is already running."""
-
-    kind: Literal["address"] = "address"
-    address: str
-    """Such as tcp://10.0.0.5:8786."""
-
-
 class WorkConfig(_Settings):
     """What runs the work, and how storage is reached."""
 
-    cluster: Annotated[LocalCluster | RunningCluster, Field(discriminator="kind")] = LocalCluster()
+    cluster: AnyCluster = LocalCluster()
     storage: StorageOptions = StorageOptions()
 
     @field_validator("cluster", mode="before")
     @classmethod
-    def _local_by_default(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and "kind" not in value:
-            return {"kind": "address" if "address" in value else "local", **value}
-        return value
+    def _of_a_known_kind(cls, value: Any) -> Any:
+        return with_its_kind(value) if isinstance(value, Mapping) else value
 
 
 class AuditConfig(WorkConfig):

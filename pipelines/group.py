@@ -20,10 +20,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from dask.utils import format_bytes
 from distributed import Client
 from numpy.typing import NDArray
 
-from labelqa_dask.core.errors import InvalidInput
+from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.ragged import Annotations, group_order
 from labelqa_dask.storage.annotations import (
@@ -41,9 +42,9 @@ from labelqa_dask.storage.record import Json, Version, content_digest
 from labelqa_dask.storage.sources import Source, as_ids
 from pipelines.identifiers import Keys, index_of, keys_of, look_up
 from pipelines.layout import Region
-from pipelines.plan import Plan
+from pipelines.plan import ANNOTATOR_BYTES, USABLE_SHARE, Plan
 from pipelines.regions import Listener, in_flight
-from pipelines.work import on_record, work_through
+from pipelines.work import digest_of, on_record, work_through
 
 _ROW = np.dtype([("example", "<i8"), ("annotator", "<u8"), ("label", "<i4")])
 _PLACES = 5
@@ -163,6 +164,10 @@ class _ScatterJob(_Job):
         return f"scatter/{self.piece.name}"
 
     @property
+    def digest(self) -> str:
+        return digest_of(self.store.manifest, self.piece.file, self.piece.start, self.piece.stop)
+
+    @property
     def nbytes(self) -> int:
         return (self.piece.stop - self.piece.start) * (1 if self.files.kind == "csv" else _ROW.itemsize)
 
@@ -262,6 +267,7 @@ def _group(plan: Plan, source: AnnotationsSource, store: _Store, client: Client,
         raise InvalidInput(f"annotations cannot be read. Nothing was published; mend the input.{listed}")
     cut = [scattered[job.name] for job in scatter_jobs]
     ids = _all_ids(store.scattered, pieces, source.place)
+    _check_memory(plan, len(ids))
     content = ids_bytes(ids)
     store.copy.location.write(IDS, content)
     bounds = np.array([state.bounds for state in cut])
@@ -287,6 +293,18 @@ def _all_ids(scattered: Location, pieces: Sequence[Piece], place: str) -> pa.Arr
     if len(same):
         raise InvalidInput(f"{len(same):,} annotators cannot be told from others, such as {ids[same[0]]}", place)
     return ids
+
+
+def _check_memory(plan: Plan, annotators: int) -> None:
+    """Refuse more annotators than the workers have memory for."""
+    needed = plan.worker_bytes + ANNOTATOR_BYTES * annotators
+    if needed > USABLE_SHARE * plan.resources.memory_limit:
+        raise InvalidConfig(
+            f"does not fit: with {annotators:,} annotators a worker needs {format_bytes(needed)}, but has "
+            f"{format_bytes(plan.resources.memory_limit)}, of which {USABLE_SHARE:.0%} can be planned with",
+            "memory",
+            f"Set a memory_limit of {int(needed / USABLE_SHARE / (1 << 20)) + 1} MiB; what is finished is kept.",
+        )
 
 
 def _rows_of(piece: Piece) -> str:

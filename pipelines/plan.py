@@ -35,6 +35,8 @@ USABLE_SHARE = 0.85
 # Of an identifier's key and row, while they are sorted; of an annotation while a piece of the input is cut by region.
 INDEX_BYTES = 40
 PIECE_ROW_BYTES = 320
+# Of an annotator on each worker, measured with a million of them: what it is called, its statistics and its weights.
+ANNOTATOR_BYTES = 400
 _SOFTWARE = ("labelqa-dask", "dask", "distributed", "numba", "numpy", "obstore", "pyarrow", "xarray", "zarr")
 
 
@@ -123,6 +125,12 @@ class Plan:
         return WORKER_BYTES + index + threads * max(self.region_bytes + table, piece)
 
     @property
+    def _of_annotators(self) -> str:
+        """What cannot be planned: how many annotators there are is known once their labels have been read."""
+        grouped = any(isinstance(source, AnnotationsSource) for source in self.sources.values())
+        return f", and {ANNOTATOR_BYTES} bytes for each annotator" if grouped else ""
+
+    @property
     def fits(self) -> bool:
         """Whether a worker has the memory for it."""
         return self.worker_bytes <= USABLE_SHARE * self.resources.memory_limit
@@ -197,7 +205,7 @@ class Plan:
                 f"{'s' if self.resources.threads_per_worker > 1 else ''}, "
                 f"{format_bytes(self.resources.memory_limit)} each",
             ),
-            ("peak memory", f"{format_bytes(self.worker_bytes)} per worker"),
+            ("peak memory", f"{format_bytes(self.worker_bytes)} per worker{self._of_annotators}"),
         ]
 
 

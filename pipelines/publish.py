@@ -6,6 +6,7 @@ report says besides what has changed since the version before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,8 +34,11 @@ from pipelines.statistics import statistics
 _MOST_LISTED = 100
 
 
-def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
-    """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
+def publish(plan: Plan, version: Version, manifest: Json, selection: Selection, check: Callable[[], None]) -> Json:
+    """Write the list of the worst, the classes, the summary and the report; then make the version the latest.
+
+    What checks that this run may still publish is called just before.
+    """
     basis = basis_of(manifest["digest"], [region.region for region in selection.bad])
     stats = statistics(plan.task.name, plan.params, plan.counted, version, basis, None)
     frozen = frozen_statistics(plan, version, manifest, stats, basis)
@@ -54,7 +58,8 @@ def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) 
     files["summary.json"] = dump_json(summary)
     files["report.html"] = render_report(summary, worst, _previews(selection), charts, tables, since).encode()
     told = {"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")}
-    version.publish(files, plan.sink(version.location).metadata(), told)
+    written_before = ["_run/manifest.json", "_run/timings.json", *plan.sink(version.location).metadata()]
+    version.publish(files, written_before, told, check)
     return summary
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from dask.utils import format_bytes
 from distributed import Client, Future, KilledWorker, as_completed
-from distributed.client import FutureCancelledError
+from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import NoValidWorkerError
 
@@ -205,7 +205,7 @@ def in_flight(
     def begin() -> None:
         if enough():
             return
-        width = max(2, _REGIONS_PER_THREAD * sum(client.nthreads().values()))
+        width = max(2, _REGIONS_PER_THREAD * _threads(client))
         for item in islice(waiting, max(0, width - len(begun))):
             future = client.submit(function, item, pure=False, retries=_RETRIES)
             begun[future] = item
@@ -226,15 +226,27 @@ def in_flight(
             f"They probably ran out of memory: the plan was {format_bytes(worker_bytes)} per worker. "
             "Raise memory_limit, or lower threads_per_worker; finished regions are kept.",
         ) from None
-    except (CommClosedError, FutureCancelledError) as error:
-        raise RunFailed(
-            f"the connection to the Dask scheduler was lost ({type(error).__name__})",
-            "cluster",
-            "Run the same command again; finished regions are kept.",
-        ) from None
+    except (CommClosedError, FutureCancelledError, ClosedClientError) as error:
+        raise _scheduler_lost(error) from None
     finally:
         for future in begun:
             future.release()
+
+
+def _threads(client: Client) -> int:
+    """How many threads all workers have now."""
+    try:
+        return sum(client.nthreads().values())
+    except OSError as error:
+        raise _scheduler_lost(error) from None
+
+
+def _scheduler_lost(error: Exception) -> RunFailed:
+    return RunFailed(
+        f"the connection to the Dask scheduler was lost ({type(error).__name__})",
+        "cluster",
+        "Run the same command again; finished regions are kept.",
+    )
 
 
 def regions_in_flight(

@@ -140,7 +140,7 @@ def score_region(job: RegionJob) -> None:
     assert summary is not None
     whole = {"id": ids} if ids is not None else {}
     whole |= {name: np.concatenate(values) for name, values in columns.items()}
-    files = dict(job.sink.write_rows(job.region.name, job.region.start, whole))
+    files = job.sink.write_rows(job.region.name, job.region.start, whole)
     for name, parts in details.items():
         files |= _write_details(job, name, {column: np.concatenate(each) for column, each in parts.items()}, ids)
     _write_receipt(job, summary, whole, blocks, files)

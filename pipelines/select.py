@@ -14,7 +14,7 @@ from labelqa_dask.storage.record import BadRegion, Version
 from pipelines.bad_data import BadRegions
 from pipelines.layout import Region
 from pipelines.plan import Plan
-from pipelines.regions import RegionJob, make_job
+from pipelines.regions import RegionJob, in_flight, make_job
 from pipelines.score import score_basis
 
 PREVIEWS = 12
@@ -62,8 +62,8 @@ def _previews(
         return ()
     rows = [int(row) for row in summary.worst.rows[:PREVIEWS]]
     jobs = [make_job(plan, version, manifest, basis, Region(f"row-{row}", row, row + 1)) for row in rows]
-    found = client.gather(client.map(_preview, jobs, pure=False, retries=2))
-    return tuple((row, images) for row, images in zip(rows, found, strict=True) if images is not None)
+    found = {job.region.start: images for job, images in in_flight(client, _preview, jobs, plan.worker_bytes)}
+    return tuple((row, images) for row in rows if (images := found[row]) is not None)
 
 
 def _preview(job: RegionJob) -> ExampleImages | None:

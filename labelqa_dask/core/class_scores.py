@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelqa_dask.core.kernels import Array, as_labels, as_predictions, kernel
+from labelqa_dask.core.sums import sum_by_key
 
 # Up to so many classes their pairs are counted in a square.
 _DENSE_CLASSES = 512
@@ -76,9 +77,7 @@ class ClassPairs:
 
     @classmethod
     def _added(cls, given: NDArray[np.int64], suggested: NDArray[np.int64], count: NDArray[np.int64]) -> Self:
-        pairs, index = np.unique(given << 32 | suggested, return_inverse=True)
-        total = np.zeros(len(pairs), np.int64)
-        np.add.at(total, index, count)
+        pairs, total = sum_by_key(given << 32 | suggested, count)
         return cls(pairs >> 32, pairs & 0xFFFFFFFF, total)
 
 

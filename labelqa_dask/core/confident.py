@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from labelqa_dask.core.class_scores import ClassScores
 from labelqa_dask.core.kernels import inlined, kernel
+from labelqa_dask.core.sums import sum_by_key
 from labelqa_dask.core.task import Block, Pass, Stats
 
 FLOOR = 1e-6
@@ -170,30 +171,19 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class KeyCounts:
-    """How often each distinct key occurs: sorted keys (m,) uint64, and counts (m,) int64."""
+class KeyCounts(Counts):
+    """Counts of the distinct keys that occur, (m,) uint64 in ascending order."""
 
     keys: NDArray[np.uint64]
-    counts: NDArray[np.int64]
 
     @classmethod
     def of(cls, keys: NDArray[np.uint64]) -> Self:
         distinct, counts = np.unique(keys, return_counts=True)
-        return cls(distinct, counts.astype(np.int64))
+        return cls(counts.astype(np.int64), distinct)
 
     def merge(self, other: Self) -> Self:
-        keys, index = np.unique(np.concatenate([self.keys, other.keys]), return_inverse=True)
-        counts = np.zeros(len(keys), np.int64)
-        np.add.at(counts, index, np.concatenate([self.counts, other.counts]))
-        return type(self)(keys, counts)
-
-    def result(self) -> Self:
-        return self
-
-    @cached_property
-    def reached(self) -> NDArray[np.int64]:
-        """Number of keys up to each."""
-        return np.cumsum(self.counts)
+        keys, counts = sum_by_key(np.concatenate([self.keys, other.keys]), np.concatenate([self.counts, other.counts]))
+        return type(self)(counts, keys)
 
 
 @dataclass(frozen=True)

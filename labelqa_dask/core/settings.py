@@ -1,13 +1,19 @@
-"""Settings that could not be validated, explained in the user's terms."""
+"""Settings: what all sections share, and what could not be validated explained in the user's terms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from labelqa_dask.core.errors import InvalidConfig, nearest
+
+
+class Settings(BaseModel):
+    """A section of a configuration: immutable, and unknown settings are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> InvalidConfig:
@@ -21,7 +27,9 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Inval
             problems.append(f"missing setting {place!r}")
         else:
             message = found["msg"].removeprefix("Value error, ")
-            problems.append(f"{place}: {message} (got {_short(found['input'])})" if place else message)
+            silent = found["type"] == "secret" or isinstance(found["input"], dict)
+            given = "" if silent else f" (got {_short(found['input'])})"
+            problems.append(f"{place}: {message}{given}" if place else message)
     return InvalidConfig("; ".join(problems), where)
 
 
@@ -35,6 +43,8 @@ def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, li
         tagged = [candidate for candidate in models if part in _tags(candidate)] if len(models) > 1 else []
         if tagged:
             models = tagged
+        elif part == "[key]":  # of a dictionary: the part before is its name
+            continue
         elif part in fields:
             names.append(str(part))
             models = list(_models_in(fields[str(part)].annotation))

@@ -17,6 +17,7 @@ from labelqa_dask.core.confident import FLOOR, MISSING_CLASS_THRESHOLD
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.order import Histogram
 from labelqa_dask.core.ragged import Annotations, group_order
+from labelqa_dask.core.sums import sum_by_key
 from labelqa_dask.multiannotator import kernels
 from labelqa_dask.multiannotator.example import Model, Tiebreak, Weights
 
@@ -83,7 +84,18 @@ def fine_temperatures(coarse: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class Votes:
+class _Sums:
+    """Arrays of counts, which add up; the shorter of two is taken to go on with zeros."""
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(**{f.name: _add_padded(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
+
+    def result(self) -> Self:
+        return self
+
+
+@dataclass(frozen=True)
+class Votes(_Sums):
     """What is known of the annotations before there is any consensus.
 
     Attributes
@@ -117,12 +129,6 @@ class Votes:
             *(getattr(state, field.name) for field in fields(cls)),
         )
         return state
-
-    def merge(self, other: Self) -> Self:
-        return type(self)(**{f.name: _add_padded(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
-
-    def result(self) -> Self:
-        return self
 
     @property
     def examples(self) -> int:
@@ -166,7 +172,7 @@ class Votes:
 
 
 @dataclass(frozen=True)
-class Consensus:
+class Consensus(_Sums):
     """What is known of consensus labels, over examples with more than one annotation.
 
     Attributes
@@ -204,12 +210,6 @@ class Consensus:
             state.drawn,
         )
         return state, bad
-
-    def merge(self, other: Self) -> Self:
-        return type(self)(**{f.name: _add_padded(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
-
-    def result(self) -> Self:
-        return self
 
     def weights(self, votes: Votes) -> Weights:
         """The weights that follow from these consensus labels."""
@@ -283,10 +283,8 @@ class ByClass:
         )
 
     def merge(self, other: Self) -> Self:
-        keys, (counts, quality) = _merge_keyed(
-            self.keys, (self.counts, self.quality), other.keys, (other.counts, other.quality)
-        )
-        pairs, (pair_counts,) = _merge_keyed(self.pairs, (self.pair_counts,), other.pairs, (other.pair_counts,))
+        keys, counts, quality = sum_by_key(*_joined(self, other, "keys", "counts", "quality"))
+        pairs, pair_counts = sum_by_key(*_joined(self, other, "pairs", "pair_counts"))
         return type(self)(keys, counts, quality, pairs, pair_counts, self.agreement + other.agreement)
 
     def result(self) -> Self:
@@ -314,9 +312,7 @@ class Thresholds:
     key_total: Floats
 
     def merge(self, other: Self) -> Self:
-        keys, (count, total) = _merge_keyed(
-            self.keys, (self.key_count, self.key_total), other.keys, (other.key_count, other.key_total)
-        )
+        keys, count, total = sum_by_key(*_joined(self, other, "keys", "key_count", "key_total"))
         return type(self)(self.count + other.count, self.total + other.total, keys, count, total)
 
     def result(self) -> Self:
@@ -366,18 +362,5 @@ def _add_padded(left: Counts, right: Counts) -> Counts:
     return total
 
 
-def _merge_keyed(
-    left: Counts, left_values: tuple[Array, ...], right: Counts, right_values: tuple[Array, ...]
-) -> tuple[Counts, tuple[Any, ...]]:
-    """Add up values by key; keys are ascending, and so they are in the result."""
-    keys = np.concatenate([left, right])
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    firsts = np.flatnonzero(np.diff(keys, prepend=-1))
-    if len(keys) == 0:
-        return left, left_values
-    added = tuple(
-        np.add.reduceat(np.concatenate([a, b])[order], firsts, axis=0)
-        for a, b in zip(left_values, right_values, strict=True)
-    )
-    return keys[firsts], added
+def _joined(left: Any, right: Any, *names: str) -> tuple[Array, ...]:
+    return tuple(np.concatenate([getattr(left, name), getattr(right, name)]) for name in names)

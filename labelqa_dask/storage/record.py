@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self, TypeVar, get_type_hints
 
@@ -147,12 +147,12 @@ class Version:
             return None
         try:
             manifest: Json = json.loads(content)
-            return manifest if manifest["digest"] == manifest_digest(manifest) else None
+            return manifest if manifest.pop("checksum") == json_digest(manifest) else None
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def write_manifest(self, manifest: Json) -> None:
-        self.run.write("manifest.json", dump_json(manifest))
+        self.run.write("manifest.json", dump_json({**manifest, "checksum": json_digest(manifest)}))
 
     def receipts(self, basis: str) -> Iterator[Receipt]:
         """The valid receipts that rest on a basis, in the order of their regions; listed once, held one at a time."""
@@ -223,17 +223,22 @@ class Version:
             stream.write(_dump_state(state, key))
         self.run.write(_partial(name, region), buffer.getvalue().to_pybytes())
 
-    def publish(self, files: Mapping[str, bytes], metadata: Iterable[str], content: Json) -> None:
+    def publish(
+        self, files: Mapping[str, bytes], metadata: Iterable[str], content: Json, check: Callable[[], None]
+    ) -> None:
         """Write what readers want, and last of all the pointer that lets them find it.
 
-        Digests of these files, and of the metadata that were there before, are written down to be verified.
+        Digests of these files, and of the metadata that were there before, are written down to be verified. What checks
+        that this run may still publish is called at the last moment.
         """
         digests = {path: content_digest(self.location.read(path)) for path in metadata}
         for path, file in files.items():
             self.location.write(path, file)
             digests[path] = content_digest(file)
         self.run.write("published.json", Published(digests).to_json())
-        self.out.write("latest.json", dump_json({"version": self.name, **content}))
+        check()
+        pointer = {"version": self.name, **content}
+        self.out.write("latest.json", dump_json({**pointer, "checksum": json_digest(pointer)}))
 
 
 def _partial(name: str, region: str) -> str:
@@ -264,13 +269,15 @@ def state_digest(state: Any) -> str:
 
 
 def latest(out: Location) -> Version | None:
-    """The newest complete version."""
+    """The newest complete version; a pointer that was restored by hand needs no checksum."""
     content = out.read_if_exists("latest.json")
     if content is None:
         return None
     try:
-        name = json.loads(content)["version"]
-    except (ValueError, KeyError, TypeError):
+        pointer = json.loads(content)
+        checksum = pointer.pop("checksum", None)
+        name = pointer["version"] if checksum in (None, json_digest(pointer)) else ""
+    except (ValueError, KeyError, TypeError, AttributeError):
         name = ""
     if not _is_version(str(name)):
         raise StorageError(

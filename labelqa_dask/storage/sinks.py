@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
-from zarr.abc.store import Store
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 from zarr.storage import ObjectStore as ZarrObjectStore
 
 from labelqa_dask.core.errors import StorageError
@@ -57,10 +58,10 @@ class Sink(Protocol):
 
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None: ...
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None: ...
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> Mapping[str, str]: ...
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> dict[str, str]: ...
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
-    ) -> Mapping[str, str]: ...
+    ) -> dict[str, str]: ...
     def take_over(
         self,
         former: Location,
@@ -108,22 +109,22 @@ class ZarrSink:
         for name in sorted(set(self.groups.values())):
             location = self.location / f"{name}.zarr"
             location.create()
-            inside = [output for output in outputs if output.group == name]
-            with location.errors_of(""):
-                store = ZarrObjectStore(location.store)
-            location.attempt("", partial(create_group, store, inside, attributes))
+            documents = group_documents([output for output in outputs if output.group == name], attributes)
+            for path, content in documents.items():
+                if location.read_if_exists(path) != content:
+                    location.write(path, content)
 
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
         self._location_of(name).attempt(name, lambda: self._open(name).__setitem__(index, values))
 
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> Mapping[str, str]:
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> dict[str, str]:
         for name, values in columns.items():
             self.write_block(name, (slice(start, start + len(values)),), values)
         return {}
 
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
-    ) -> Mapping[str, str]:
+    ) -> dict[str, str]:
         for output in outputs:
             location = self._location_of(output.name)
             array = location.attempt(output.name, partial(self._open, output.name))
@@ -199,12 +200,15 @@ def _copy(former: Location, version: Location, pairs: Sequence[tuple[str, str]],
         pass
 
 
-def create_group(store: Store, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
-    """Make a group (format 3) of arrays with consolidated metadata; arrays that are there already stay."""
+def group_documents(outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> dict[str, bytes]:
+    """The metadata of a group (format 3) of arrays, consolidated, as the objects they are stored in, by path.
+
+    Each chunk ends in a checksum: decompressing what was cut off may read what happens to lie behind it in memory.
+    """
+    objects: dict[str, Buffer] = {}
+    store = MemoryStore(objects)
     group = zarr.open_group(store, mode="a", zarr_format=3, attributes=dict(attributes))
     for output in outputs:
-        if output.name in group:
-            continue
         missing = {"f": np.nan, "i": -1}.get(output.dtype.kind)
         group.create_array(
             output.name,
@@ -213,16 +217,19 @@ def create_group(store: Store, outputs: Sequence[OutputArray], attributes: Mappi
             chunks=output.chunks,
             dimension_names=output.dims,
             fill_value=missing if output.fill_value is None else output.fill_value,
-            compressors="auto" if output.dtype == object else _compressor(output.dtype),
+            compressors=(_compressor(output.dtype), Crc32cCodec()),
             attributes=dict(output.attributes),
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(store)
+    return {path: content.to_bytes() for path, content in objects.items() if path.endswith("zarr.json")}
 
 
-def _compressor(dtype: np.dtype[Any]) -> BloscCodec:
-    """Bytes of equal significance side by side: for floats smaller and faster than plain compression."""
+def _compressor(dtype: np.dtype[Any]) -> BloscCodec | ZstdCodec:
+    """Numbers with bytes of equal significance side by side: for floats smaller and faster than plain compression."""
+    if dtype.kind == "O":
+        return ZstdCodec()
     return BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=dtype.itemsize)
 
 
@@ -238,14 +245,14 @@ class ParquetSink:
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
         raise NotImplementedError(f"{name} has a value per pixel, which Parquet cannot hold; plan refuses this")
 
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> Mapping[str, str]:
+    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> dict[str, str]:
         n = len(next(iter(columns.values())))
         stored = {name: _as_lists(values) if values.ndim == 2 else values for name, values in columns.items()}
         return self._write(region, {"row": np.arange(start, start + n, dtype=np.int64), **stored})
 
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
-    ) -> Mapping[str, str]:
+    ) -> dict[str, str]:
         columns: dict[str, Any] = {"row": np.arange(start, stop, dtype=np.int64)}
         for output in sorted(outputs, key=lambda output: output.name != "id"):
             kept = output.name == "id" and ids is not None
@@ -298,7 +305,7 @@ class ParquetSink:
         """The file of a region."""
         return f"part-{region}.parquet"
 
-    def _write(self, region: str, columns: Mapping[str, Any]) -> Mapping[str, str]:
+    def _write(self, region: str, columns: Mapping[str, Any]) -> dict[str, str]:
         content = parquet_bytes(pa.table(dict(columns)))
         self.location.write(self.part(region), content)
         return {f"{self.location.name}/{self.part(region)}": content_digest(content)}

@@ -9,14 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import zarr
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore, StorePath
 from zarr.storage import ObjectStore as ZarrObjectStore
+from zarr.storage import StorePath
 
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import Json
-from labelqa_dask.storage.sinks import OutputArray, create_group
+from labelqa_dask.storage.sinks import OutputArray, group_documents
 
 _ROOT = "zarr.json"
 
@@ -42,7 +41,7 @@ class StagedZarr:
 
     def publish(self, attributes: Mapping[str, Any]) -> None:
         """Write the metadata of the arrays, and last those of the group, which hold them all."""
-        documents = self._documents(attributes)
+        documents = group_documents(self.arrays, attributes)
         root = documents.pop(_ROOT)
         for path, content in documents.items():
             self.location.write(path, content)
@@ -52,19 +51,13 @@ class StagedZarr:
     def _nodes(self) -> dict[str, Any]:
         self.location.create()
         store = ZarrObjectStore(self.location.store)
-        documents = self._documents({})
+        documents = group_documents(self.arrays, {})
         return {
             array.name: zarr.Array(
                 zarr.AsyncArray(json.loads(documents[f"{array.name}/{_ROOT}"]), StorePath(store, array.name))
             )
             for array in self.arrays
         }
-
-    def _documents(self, attributes: Mapping[str, Any]) -> dict[str, bytes]:
-        """The metadata of the group and its arrays as the objects they are stored in, by path."""
-        objects: dict[str, Buffer] = {}
-        create_group(MemoryStore(objects), self.arrays, attributes)
-        return {path: content.to_bytes() for path, content in objects.items() if path.endswith(_ROOT)}
 
 
 def published_attributes(location: Location) -> Json | None:

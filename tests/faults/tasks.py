@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
@@ -17,10 +18,11 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 
 from labelqa_dask.core import public
 from labelqa_dask.core.task import get_task
+from labelqa_dask.multiannotator import get_label_quality_multiannotator
 from labelqa_dask.storage.location import Location
 from tests.pipelines.audits import Audit
 from tests.stores import Place
-from tests.strategies import multiclass_data, multilabel_data, segmentation_data
+from tests.strategies import crowd_data, long_form, multiclass_data, multilabel_data, segmentation_data
 
 ROWS, REGION_ROWS, CLASSES = 42, 5, 4
 FILES = (12, 20, 10)
@@ -32,7 +34,7 @@ class BadValue:
     """A value that cannot be scored: in which input, where within an example, and the reason that is told."""
 
     array: str
-    where: tuple[int, ...]
+    where: tuple[int | slice, ...]
     value: float
     reason: str
 
@@ -42,7 +44,7 @@ class BadValue:
 
 @dataclass(frozen=True)
 class Example:
-    """Data that a task can score, and how it is asked to."""
+    """Data that a task can score, and how it is asked to; `annotations` are rows (task, annotator, label)."""
 
     task: str
     arrays: Mapping[str, NDArray[Any]]
@@ -50,6 +52,7 @@ class Example:
     bad_values: Mapping[str, BadValue]
     params: Mapping[str, Any] = field(default_factory=dict)
     parquet: bool = True
+    annotations: pd.DataFrame | None = None
     ids: NDArray[Any] = field(default_factory=lambda: np.array([f"é {i} {SCRIPT}" for i in range(ROWS)], object))
 
     def copy(self) -> Example:
@@ -62,6 +65,17 @@ class Example:
 
     def scores(self, rows: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
         """What the library makes of some rows."""
+        if self.annotations is not None:
+            given = self.annotations[self.annotations["task"].isin(self.ids[rows])]
+            number = pd.Series(np.arange(len(rows)), self.ids[rows])
+            found = get_label_quality_multiannotator(
+                given.assign(task=number.loc[given["task"]].to_numpy()),
+                self.arrays["pred_probs"][rows],
+                columns=("task", "annotator", "label"),
+                verbose=False,
+                **self.params,
+            )
+            return {str(name): values.to_numpy() for name, values in found["label_quality"].items()}
         task = get_task(self.task)
         arrays = {name: values[rows] for name, values in self.arrays.items()}
         return public.run(task, arrays, task.params(**self.params))
@@ -125,6 +139,24 @@ def _regression() -> Example:
     )
 
 
+def _multiannotator() -> Example:
+    labels, pred_probs = crowd_data(ROWS, 6, CLASSES, seed=8)
+    example = Example(
+        "multiannotator",
+        {"pred_probs": pred_probs},
+        "pred_probs",
+        {
+            "not a number": BadValue("pred_probs", (1,), np.nan, "probability is nan"),
+            "infinite": BadValue("pred_probs", (1,), np.inf, "probability is inf"),
+            "out of range": BadValue("pred_probs", (1,), 1.5, r"probability 1.5 is outside [0, 1]"),
+            "no sum of one": BadValue("pred_probs", (), 0.1, "probabilities sum to 0.4, not 1"),
+        },
+    )
+    rows = long_form(labels)
+    names = rows["annotator"].map(lambda name: f"{name} {SCRIPT}")
+    return replace(example, annotations=rows.assign(task=example.ids[rows["task"]], annotator=names))
+
+
 def _segmentation() -> Example:
     labels, pred_probs = segmentation_data(ROWS, CLASSES, 6, 8, seed=4)
     return Example(
@@ -137,6 +169,7 @@ def _segmentation() -> Example:
             "not a number": BadValue("pred_probs", (1, 2, 3), np.nan, "probability is nan"),
             "infinite": BadValue("pred_probs", (1, 2, 3), -np.inf, "probability is -inf"),
             "out of range": BadValue("pred_probs", (1, 2, 3), -0.5, r"probability -0.5 is outside [0, 1]"),
+            "never predicted": BadValue("pred_probs", (slice(None), 2, 3), 0, "all probabilities of a pixel are 0"),
         },
         parquet=False,
     )
@@ -145,12 +178,11 @@ def _segmentation() -> Example:
 TASKS = {
     "multiclass": _multiclass(),
     "multilabel": _multilabel(),
+    "multiannotator": _multiannotator(),
     "regression": _regression(),
     "segmentation": _segmentation(),
     "num_pixel_issues": replace(_segmentation(), params={"method": "num_pixel_issues"}),
 }
-ONLY_IN_MEMORY = {"multiannotator"}
-"""Tasks that do not audit stored data yet."""
 FORMATS = [(name, kind) for name, example in TASKS.items() for kind in ("zarr", "parquet")[: 1 + example.parquet]]
 IN_PARQUET = [name for name, kind in FORMATS if kind == "parquet"]
 CASES = [(name, case) for name, example in TASKS.items() for case in example.bad_values]
@@ -180,6 +212,15 @@ def store_parquet(location: Location, example: Example, files: Iterable[int] = F
     return {name: {"uri": f"{location.url}/part-*.parquet", "column": name} for name in example.columns}
 
 
+def store_annotations(location: Location, rows: pd.DataFrame, files: int = 2) -> dict[str, Any]:
+    """Rows (task, annotator, label) in files of small row groups."""
+    for number, part in enumerate(np.array_split(np.arange(len(rows)), files)):
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pandas(rows.iloc[part], preserve_index=False), buffer, row_group_size=20)
+        location.write(f"part-{number}.parquet", buffer.getvalue())
+    return {"uri": f"{location.url}/part-*.parquet", "columns": [*rows.columns]}
+
+
 def _column(values: NDArray[Any]) -> pa.Array:
     return pa.array(values) if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
 
@@ -187,6 +228,8 @@ def _column(values: NDArray[Any]) -> pa.Array:
 def audit_of(place: Place, client: Client, example: Example, kind: str = "zarr", **settings: Any) -> Audit:
     """An audit of stored data: Zarr into Zarr, or Parquet into Parquet."""
     inputs = store_zarr(place("data.zarr"), example) if kind == "zarr" else store_parquet(place("data"), example)
+    if example.annotations is not None:
+        inputs["annotations"] = store_annotations(place("annotations"), example.annotations)
     settings = {
         "input": inputs,
         "params": dict(example.params),

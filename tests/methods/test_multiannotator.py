@@ -51,8 +51,14 @@ def scored(labels: Any, pred_probs: Any, **settings: Any) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         found = get_label_quality_multiannotator(labels, pred_probs, verbose=False, **settings)
-        (computed,) = dask.compute(found, scheduler="sync")
-    return computed
+    return computed(found)
+
+
+def computed(found: dict[str, Any]) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Computing mixed collections", category=UserWarning)
+        (results,) = dask.compute(found, scheduler="sync")
+    return results
 
 
 def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -196,7 +202,7 @@ def test_ensembles_are_lazy_and_cut_anyhow(cut: Any, of_probs: Any, columns: Any
         with dask.config.set(scheduler=refuse_to_compute):
             lazy = get_label_quality_multiannotator_ensemble(labels, probs, **settings)
         assert lazy["model_weight"].shape == (3,)
-        (found,) = dask.compute(lazy, scheduler="sync")
+        found = computed(lazy)
         if isinstance(labels, dd.DataFrame):
             found["annotator_stats"].index = eager["annotator_stats"].index
             assert len(found.pop("detailed_label_quality")) == np.count_nonzero(~np.isnan(LABELS))

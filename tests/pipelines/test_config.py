@@ -14,9 +14,13 @@ import yaml
 from flows.settings import load_config
 from labelqa_dask.core.errors import InvalidConfig
 from labelqa_dask.core.task import get_task, task_names
-from pipelines.config import AuditConfig, LocalCluster, RunningCluster, config_schema, parse_config
+from pipelines.clusters import KINDS, LocalCluster, RunningCluster, Workers
+from pipelines.config import AuditConfig, config_schema, parse_config
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "configs"
+CLUSTER_EXAMPLES = sorted(CONFIGS.glob("cluster-*.yaml"))
+EXAMPLES = sorted({*CONFIGS.glob("*.yaml")} - {*CLUSTER_EXAMPLES})
+JOBS = {"kind": "slurm", "workers": 4, "memory_limit": "4GiB"}
 
 LEAST: dict[str, Any] = {
     "task": "multiclass",
@@ -70,6 +74,15 @@ def test_there_is_an_example_for_each_task() -> None:
     assert [path.stem for path in EXAMPLES] == list(task_names())
 
 
+@pytest.mark.parametrize("path", CLUSTER_EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_of_a_cluster_is_valid_and_named_after_its_kind(path: Path) -> None:
+    assert f"cluster-{load_config(path).cluster.kind}" == path.stem
+
+
+def test_there_is_an_example_for_each_kind_of_cluster() -> None:
+    assert {path.stem.removeprefix("cluster-") for path in CLUSTER_EXAMPLES} == {*KINDS} - {"local"}
+
+
 def test_what_is_not_given_has_defaults() -> None:
     config = parse_config(LEAST)
     assert config.output.format == "zarr"
@@ -93,6 +106,23 @@ def test_a_cluster_is_local_unless_it_has_an_address() -> None:
     address = {"address": "tcp://host:8786"}
     for settings in (address, {"kind": "address", **address}):
         assert parse_config(changed("cluster", settings)).cluster == RunningCluster(kind="address", **address)
+
+
+def test_workers_are_a_number_or_a_range() -> None:
+    for value, expected in (
+        (4, Workers(minimum=4, maximum=4)),
+        ({"minimum": 0, "maximum": 9}, Workers(minimum=0, maximum=9)),
+    ):
+        cluster = parse_config(changed("cluster", JOBS | {"workers": value})).cluster
+        assert cluster.workers == expected
+        assert parse_config(changed("cluster", cluster.model_dump())).cluster == cluster
+
+
+def test_a_secret_that_stands_in_a_configuration_is_refused_and_not_told() -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AZURE_STORAGE_ACCOUNT_KEY", "api_token", "PASSWORD"):
+        with pytest.raises(InvalidConfig, match=rf"cluster\.env\.{name}: looks like a credential") as caught:
+            parse_config(changed("cluster", JOBS | {"env": {name: "hunter2"}}))
+        assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +165,34 @@ def test_a_cluster_is_local_unless_it_has_an_address() -> None:
         ("cluster.workers", 0, "cluster.workers: Input should be greater than or equal to 1"),
         ("cluster.memory_limit", "lots", "cluster.memory_limit: must be a size such as 4GiB or 800MB (got 'lots')"),
         ("cluster.memory_limit", 4e9, "cluster.memory_limit: Input should be a valid string"),
-        ("cluster", {"kind": "kubernetes"}, "cluster: "),
+        ("cluster", {"kind": "kubernetes"}, "missing setting 'cluster.image'"),
+        ("cluster", {"kind": "slrm"}, "cluster: unknown kind 'slrm'. Did you mean 'slurm'?"),
+        ("cluster", {"kind": ["slurm"]}, "cluster: unknown kind ['slurm']"),
+        ("cluster", {"image": "x"}, "cluster: 'image' is not a setting of kind local, only of kubernetes, coiled"),
+        ("cluster", JOBS | {"project": "x"}, "cluster: 'project' is not a setting of kind slurm, only of sge, lsf"),
+        ("cluster", JOBS | {"quue": "x"}, "unknown setting 'cluster.quue' (Did you mean 'queue'?)"),
+        ("cluster", JOBS | {"workers": "x"}, "cluster.workers: must be a number, or {minimum: …, maximum: …}"),
+        ("cluster", JOBS | {"workers": True}, "cluster.workers: must be a number, or {minimum: …, maximum: …}"),
+        ("cluster", JOBS | {"workers": 0}, "cluster.workers.maximum: Input should be greater than or equal to 1"),
+        (
+            "cluster",
+            JOBS | {"workers": {"minimum": 3, "maximum": 2}},
+            "cluster.workers: minimum 3 is above maximum 2",
+        ),
+        ("cluster", JOBS | {"workers": {"minimum": 3}}, "missing setting 'cluster.workers.maximum'"),
+        (
+            "cluster",
+            JOBS | {"workers_per_job": 3},
+            "cluster: workers.minimum: 4 is not a multiple of workers_per_job: 3",
+        ),
+        ("cluster", JOBS | {"walltime": 43200}, "cluster.walltime: must be quoted, such as '12:00:00'"),
+        ("cluster", JOBS | {"env": {"A B": "x"}}, "cluster.env.A B: is no name of an environment variable"),
+        (
+            "cluster",
+            {**JOBS, "kind": "coiled", "image": "x", "software": "y"},
+            "cluster: give one of image and software, not both",
+        ),
+        ("cluster.workers", {"minimum": 1, "maximum": 2}, "cluster.workers: Input should be a valid integer"),
         (
             "cluster",
             {"address": "tcp://x", "adress": "y"},
@@ -250,7 +307,7 @@ def test_the_schema_refuses_unknown_settings_at_every_depth() -> None:
     properties = schema["properties"]
     inner = [properties[name] for name in ("output", "select", "storage")]
     inner += [properties["input"]["additionalProperties"], *properties["cluster"]["oneOf"]]
-    assert len(inner) == 6
+    assert len(inner) == 4 + 7
     for known in inner:
         assert known["additionalProperties"] is False
     assert set(properties["output"]["properties"]["format"]["enum"]) == {"zarr", "parquet"}
@@ -271,9 +328,17 @@ def test_the_schema_has_the_parameters_of_each_task_for_that_task_only() -> None
 
 def test_the_schema_needs_no_kind_of_cluster_where_the_address_tells() -> None:
     schema = resolved(config_schema(), config_schema()["$defs"])
-    local, running = sorted(schema["properties"]["cluster"]["oneOf"], key=lambda known: known["title"])
-    assert local.get("required", []) == []
-    assert running["required"] == ["address"]
+    kinds = {known["title"]: known for known in schema["properties"]["cluster"]["oneOf"]}
+    assert kinds["LocalCluster"].get("required", []) == []
+    assert kinds["RunningCluster"]["required"] == ["address"]
+
+
+def test_the_schema_takes_workers_as_a_number_or_a_range() -> None:
+    schema = resolved(config_schema(), config_schema()["$defs"])
+    (jobs,) = (known for known in schema["properties"]["cluster"]["oneOf"] if known["title"] == "AccountQueueCluster")
+    number, bounds = jobs["properties"]["workers"]["anyOf"]
+    assert number == {"type": "integer"}
+    assert bounds["required"] == ["minimum", "maximum"]
 
 
 def test_the_schema_describes_its_settings() -> None:
@@ -282,3 +347,19 @@ def test_the_schema_describes_its_settings() -> None:
         "chosen from the input's layout" in schema["properties"]["output"]["properties"]["region_rows"]["description"]
     )
     assert schema["properties"]["select"]["properties"]["worst"]["default"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("storage.endpoint_url", "https://name:MARKER@host"),
+        ("storage.endpoint_url", "https://host?sig=MARKER"),
+        ("storage.endpoint_url", "MARKER"),
+        ("storage.secret_access_key", "MARKER"),
+        ("storage", {"access_key_id": "MARKER", "region": "x"}),
+    ],
+)
+def test_credentials_in_a_configuration_are_refused_without_telling_them(path: str, value: Any) -> None:
+    with pytest.raises(InvalidConfig, match=r"storage\.\w+") as caught:
+        parse_config(changed(path, value))
+    assert "MARKER" not in str(caught.value)

@@ -19,6 +19,7 @@ from labelqa_dask.storage import annotations as stored
 from labelqa_dask.storage.annotations import AnnotationFiles
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.run import Run
+from pipelines import group as grouping
 from pipelines.regions import Progress
 from tests.pipelines.audits import Audit, Interrupted, interrupt, is_idle, on_disk, wait_until
 from tests.pipelines.crowds import COLUMNS, IDS, LONG, PROBS, K, M, N, audit_of
@@ -200,6 +201,18 @@ def test_workers_do_not_take_one_crowd_for_another_at_the_same_place(place: Plac
     run = audit_of(place, client, renamed, "parquet", "parquet", ids=False).run().run
     assert run.version.name == "v000001"
     assert run.annotations.compute()["annotator"].str.startswith("ba").all()
+
+
+@on_disk
+def test_more_annotators_than_workers_have_memory_for_are_refused(
+    place: Place, of_a_crowd: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = f"with {M} annotators a worker needs 9.* GiB, but has 4.00 GiB, of which 85%"
+    with monkeypatch.context() as patch:
+        patch.setattr(grouping, "ANNOTATOR_BYTES", 1 << 30)
+        with pytest.raises(InvalidConfig, match=message):
+            of_a_crowd.run()
+    assert of_a_crowd.run().resumed
 
 
 def spoilt() -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Self
 
@@ -32,7 +33,7 @@ from labelqa_dask.storage.record import (
     unfinished,
     version_names,
 )
-from tests.stores import Place
+from tests.stores import Place, unopposed
 from tests.strategies import scores, seeded
 
 MANIFEST = {
@@ -336,6 +337,36 @@ def test_a_manifest_that_is_cut_off_or_changed_is_none(version: Version) -> None
         assert version.manifest() is None
 
 
+def flips(content: bytes) -> Iterator[bytes]:
+    """The content with each of its bits flipped in turn."""
+    for i in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[i // 8] ^= 1 << i % 8
+        yield bytes(flipped)
+
+
+def test_no_flipped_bit_of_a_manifest_goes_unnoticed(version: Version) -> None:
+    version.write_manifest(signed(MANIFEST))
+    for flipped in flips(version.run.read("manifest.json")):
+        version.run.write("manifest.json", flipped)
+        assert version.manifest() in (None, signed(MANIFEST))
+
+
+def test_no_flipped_bit_of_a_pointer_leads_elsewhere(version: Version) -> None:
+    version.publish({}, [], {"task": "multiclass"}, unopposed)
+    noticed = 0
+    content = version.out.read("latest.json")
+    for flipped in flips(content):
+        version.out.write("latest.json", flipped)
+        try:
+            assert latest(version.out) == version
+        except StorageError:
+            noticed += 1
+    assert noticed > 7 * len(content)
+    version.out.write("latest.json", b'{"version": "v000001"}')
+    assert latest(version.out) == version, "as it is restored by hand"
+
+
 def test_the_digest_is_of_what_is_computed_not_of_when_or_by_what() -> None:
     assert manifest_digest({**MANIFEST, "created": "2025", "software": {}, "digest": "x"}) == manifest_digest(MANIFEST)
     assert manifest_digest({**MANIFEST, "task": "segmentation"}) != manifest_digest(MANIFEST)
@@ -377,15 +408,16 @@ def test_versions_are_numbered_and_the_newest_unpublished_one_is_unfinished(plac
     assert latest(out) is None
     assert unfinished(out) == first
     assert next_version(out).name == "v000002"
-    first.publish({}, [], {"task": "multiclass"})
+    first.publish({}, [], {"task": "multiclass"}, unopposed)
     assert latest(out) == first
     assert unfinished(out) is None
-    assert json.loads(out.read("latest.json")) == {"version": "v000001", "task": "multiclass"}
+    pointer = json.loads(out.read("latest.json"))
+    assert (pointer["version"], pointer["task"]) == ("v000001", "multiclass")
     for name in ["v000009", "v000010"]:
         Version(out, name).write_manifest(signed(MANIFEST))
     assert unfinished(out) == Version(out, "v000010")
     assert next_version(out).name == "v000011"
-    Version(out, "v000010").publish({}, [], {})
+    Version(out, "v000010").publish({}, [], {}, unopposed)
     assert unfinished(out) is None
     assert latest(out) == Version(out, "v000010")
 
@@ -426,8 +458,9 @@ def test_only_versions_count_as_versions(place: Place) -> None:
 def test_a_publication_replaces_the_one_before(place: Place) -> None:
     out = place("out")
     for name in ["v000001", "v000002"]:
-        Version(out, name).publish({}, [], {"task": "x" * 100 if name == "v000001" else "y"})
-    assert json.loads(out.read("latest.json")) == {"version": "v000002", "task": "y"}
+        Version(out, name).publish({}, [], {"task": "x" * 100 if name == "v000001" else "y"}, unopposed)
+    pointer = json.loads(out.read("latest.json"))
+    assert (pointer["version"], pointer["task"]) == ("v000002", "y")
 
 
 @pytest.mark.parametrize(
