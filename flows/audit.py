@@ -64,7 +64,7 @@ def audit(config: AuditConfig, fresh: bool = False) -> str | State[Any]:
 
     Args:
         config: What is scored, how, where the scores go, and what runs it: the configuration as in a file.
-        fresh: Discard an unfinished version, and make a new one even if nothing has changed since the last.
+        fresh: Discard an unfinished version, and make a new one from scratch even if nothing has changed.
     """
     try:
         return _audit(config, fresh)
@@ -87,7 +87,7 @@ def _audit(config: AuditConfig, fresh: bool) -> str:
                 raise
             # Nobody is there to say so, and every later run would be refused as well.
             get_run_logger().warning("%s It is discarded.", error.what)
-            audited = run_audit(plan, client, listener, fresh=True, call=_as_task)
+            audited = run_audit(plan, client, listener, discard=True, call=_as_task)
     _publish_artifacts(audited)
     outcome = _outcome.get()
     if outcome is not None:
@@ -189,6 +189,7 @@ def _publish_artifacts(audited: Audited) -> None:
         f"- mean {score['name']}: {score['mean']:.4f}" if score["mean"] is not None else "- nothing was scored",
         f"- lowest: {score['min']:.4g}" if score["min"] is not None else "",
         f"- left out, as their data cannot be scored: {left_out['regions']:,} regions" if left_out["regions"] else "",
+        *(f"- {remark}" for remark in summary["remarks"]),
         f"- {_expectations(audited)}" if audited.findings else "",
         f"- settings: `{summary['params']}`",
         f"- scores: `{run.version.location}`",

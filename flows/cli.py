@@ -62,12 +62,14 @@ def run(
     settings: Overrides = None,
     no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run without the Prefect server.")] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Discard an unfinished run; make a new version even if nothing changed.")
+        bool,
+        typer.Option("--fresh", help="Discard an unfinished run; read everything again, even if nothing changed."),
     ] = False,
 ) -> None:
-    """Run an audit, or finish one that was interrupted.
+    """Run an audit, finish one that was interrupted, or bring one up to date whose input has changed.
 
-    Scores, the worst examples, a summary and a report are published together as a new version under the output.
+    Scores, the worst examples, a summary and a report are published together as a new version under the output. What
+    has not changed since the last version is taken over from it.
 
     Exit status: 0 done, 1 failed, 2 bad configuration, 3 published without the regions whose data cannot be scored
     (on_error: quarantine), 4 published, but not as the configuration expects (expect:).
@@ -82,14 +84,19 @@ def run(
 def plan(config: ConfigPath, settings: Overrides = None) -> None:
     """Show what a run would read, how it is cut, and the memory it takes, without running it.
 
-    Reads metadata only. Exit status 2 where the run would not fit.
+    Reads metadata only. Tells how much has changed since the newest version, if there is one. Exit status 2 where the
+    run would not fit.
     """
     from flows.cluster import resources_of
+    from flows.progress import changed_line
     from flows.settings import load_config
+    from pipelines.audit import changes_of
     from pipelines.plan import make_plan
 
     audit = load_config(config, settings or ())
-    print_pairs(make_plan(audit, resources_of(audit)).describe())
+    plan = make_plan(audit, resources_of(audit))
+    changes = changes_of(plan)
+    print_pairs([*plan.describe(), *([("refresh", changed_line(changes))] if changes else [])])
 
 
 Cron = Annotated[
@@ -365,6 +372,8 @@ def _quiet_prefect() -> None:
 
 
 def _tell_result(audited: Audited) -> None:
+    from flows.progress import refreshed_lines
+
     run = audited.run
     summary = run.summary
     if audited.unchanged:
@@ -375,6 +384,8 @@ def _tell_result(audited: Audited) -> None:
         [
             ("examples", f"{summary['examples']:,}"),
             (f"mean {score['name']}", mean),
+            *([("refreshed", refreshed_lines(audited.refreshed))] if audited.refreshed else []),
+            *(("note", remark) for remark in summary["remarks"]),
             ("scores", str(run.version.location)),
             ("report", str(run.report)),
             *([("expectations", _how_many_hold(audited))] if audited.findings else []),

@@ -6,6 +6,7 @@ import time
 
 from dask.utils import format_bytes
 
+from pipelines.audit import Changes, Refreshed
 from pipelines.regions import Listener, Progress
 
 
@@ -30,6 +31,26 @@ def progress_line(progress: Progress) -> str:
     if progress.seconds_left:
         line += f", about {duration(progress.seconds_left)} left"
     return line
+
+
+def changed_line(changes: Changes) -> str:
+    """How much has changed since a version was published."""
+    return f"{changes.changed:,} of {changes.regions:,} regions have changed since {changes.since}"
+
+
+def refreshed_lines(refreshed: Refreshed) -> str:
+    """What a version has taken over, and what was read."""
+    total, kept = refreshed.regions, refreshed.taken_over
+    lines = [f"{refreshed.previous}: {kept:,} of {total:,} regions taken over, {total - kept:,} scored"]
+    passes = {name: count for name, count in refreshed.read.items() if name != "score"}
+    if passes:
+        read = ", ".join(f"{count:,} for {name}" for name, count in passes.items())
+        lines.append(f"regions read for statistics: {read}")
+    if kept == 0 and min(passes.values(), default=total) < total:
+        lines.append(
+            "the statistics moved, so that every region was scored again (refresh.statistics: frozen keeps them)"
+        )
+    return "\n".join(lines)
 
 
 def rate(progress: Progress) -> str:

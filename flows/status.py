@@ -7,6 +7,7 @@ import json
 from labelqa_dask.storage.lease import holder_of
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import Json, Version, latest, version_names
+from pipelines.layout import Regions
 
 
 def versions(out: Location) -> list[tuple[str, str, str, str, str, str]]:
@@ -29,9 +30,7 @@ def versions(out: Location) -> list[tuple[str, str, str, str, str, str]]:
 
 
 def _how_far(version: Version, manifest: Json) -> str:
-    layout = manifest["layout"]
-    bounds = layout["region_bounds"]
-    total = len(bounds) - 1 if bounds else -(-layout["sizes"]["example"] // layout["region_rows"])
+    total = len(Regions.of(manifest))
     done = sum(1 for _ in (version.run / "done").entries())
     passes = sum(1 for _ in (version.run / "stats").entries())
     estimated = f", {passes} statistics passes finished" if passes else ""

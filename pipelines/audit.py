@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+import numpy as np
 from distributed import Client
+from numpy.typing import NDArray
 
 from labelqa_dask.core.errors import InvalidInput, RunConflict, RunFailed
 from labelqa_dask.storage.annotations import AnnotationsSource
@@ -20,8 +22,8 @@ from labelqa_dask.storage.record import (
     check_same,
     dump_json,
     latest,
-    manifest_digest,
     next_version,
+    prune,
     unfinished,
 )
 from labelqa_dask.storage.run import Run
@@ -29,6 +31,7 @@ from pipelines.bad_data import BadRegions
 from pipelines.estimate import estimate
 from pipelines.expect import Finding, evaluate
 from pipelines.group import clear, group
+from pipelines.lineage import Lineage, descended, is_same, previous_of
 from pipelines.plan import Plan, make_plan, software_versions
 from pipelines.publish import publish
 from pipelines.regions import Listener
@@ -40,13 +43,55 @@ Call = Callable[..., Any]
 
 
 @dataclass(frozen=True)
+class Refreshed:
+    """What a version has taken from the one before.
+
+    Attributes
+    ----------
+    previous : name of the version before
+    regions, taken_over : how many regions there are, and of how many the scores were made in an earlier version
+    read : how many regions this session has read for each pass, and to score them
+    """
+
+    previous: str
+    regions: int
+    taken_over: int
+    read: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Audited:
-    """What an audit came to: the published run, whether it is as expected, and whether it had been published before."""
+    """What an audit came to.
+
+    The published run, whether it is as expected, whether it had been published before, and what it took from another.
+    """
 
     run: Run
     findings: tuple[Finding, ...]
     unchanged: bool
     resumed: bool
+    refreshed: Refreshed | None = None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How many regions, of how many, are not as they were when a version was made, or are scored by other settings."""
+
+    since: str
+    changed: int
+    regions: int
+
+
+def changes_of(plan: Plan) -> Changes | None:
+    """What a run would find changed, from the lists of objects; None where nothing has been published."""
+    out = Location.parse(plan.config.output.uri, plan.config.storage)
+    published = latest(out)
+    if published is None:
+        return None
+    inputs, contents = plan.look_up()
+    manifest = descended(plan.manifest(inputs), published, freeze=plan.config.refresh.statistics == "frozen")
+    formers = Lineage.of(next_version(out), manifest, contents).formers
+    return Changes(published.name, int((formers < 0).sum()), len(formers))
 
 
 def run_stage(name: str, function: Callable[..., T], *args: Any) -> T:
@@ -55,7 +100,13 @@ def run_stage(name: str, function: Callable[..., T], *args: Any) -> T:
 
 
 def run_audit(
-    plan: Plan, client: Client, listener: Listener, *, fresh: bool = False, call: Call = run_stage
+    plan: Plan,
+    client: Client,
+    listener: Listener,
+    *,
+    fresh: bool = False,
+    discard: bool = False,
+    call: Call = run_stage,
 ) -> Audited:
     """Run an audit that was planned, or finish one that was interrupted.
 
@@ -67,7 +118,9 @@ def run_audit(
     listener : callable
         Told of the progress of each stage.
     fresh : bool
-        Discard an unfinished version, and make a new one even if nothing has changed since the last.
+        Discard an unfinished version, and make a new one from scratch even if nothing has changed since the last.
+    discard : bool
+        Discard an unfinished version, but take from the last one what has not changed.
     call : callable
         Runs a stage, given its name, its function and arguments.
 
@@ -77,19 +130,27 @@ def run_audit(
         Nothing is published then; what was finished is kept and resumed.
     """
     out = Location.parse(plan.config.output.uri, plan.config.storage)
-    planned = {**plan.manifest(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
-    planned |= {"software": software_versions(), "digest": manifest_digest(planned)}
+    inputs, contents = plan.look_up()
+    planned = {**plan.manifest(inputs), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    planned |= {"software": software_versions()}
+    freeze = plan.config.refresh.statistics == "frozen"
     with holding(out) as lease:
         published = latest(out)
-        version, resumed = call("open", open_version, out, planned, fresh)
+        version, resumed = call("open", open_version, out, planned, contents, fresh, discard, freeze)
+        manifest = version.manifest()
+        if manifest is None:
+            raise RunFailed("the manifest was lost", str(version.run), "Run the same command again.")
         if version == published:
-            _refuse_quarantined(plan, version, planned["digest"])
+            _refuse_quarantined(plan, version, manifest["digest"])
             clear(version)
             return Audited(Run(version), _findings(plan, Run(version)), unchanged=True, resumed=False)
-        manifest = version.manifest() or planned
-        check_same(manifest, planned, str(version.location))
-        _work(plan, version, manifest, client, listener, call, resumed, lease)
-    return Audited(Run(version), _findings(plan, Run(version)), unchanged=False, resumed=resumed)
+        check_same(manifest, descended(planned, previous_of(out, manifest), freeze=freeze), str(version.location))
+        plan = replace(plan, lineage=Lineage.of(version, manifest, contents))
+        refreshed = _work(plan, version, manifest, client, listener, call, resumed, lease)
+        if plan.config.output.keep_versions:
+            prune(out, plan.config.output.keep_versions)
+    run = Run(version)
+    return Audited(run, _findings(plan, run), unchanged=False, resumed=resumed, refreshed=refreshed)
 
 
 def _findings(plan: Plan, run: Run) -> tuple[Finding, ...]:
@@ -107,10 +168,11 @@ def _work(
     call: Call,
     resumed: bool,
     lease: Lease,
-) -> None:
+) -> Refreshed | None:
     """The stages after the plan, each timed."""
     digest = manifest["digest"]
     timings: dict[str, float] = {}
+    read: dict[str, int] = {}
 
     def timed(name: str, function: Callable[..., T], *args: Any) -> T:
         lease.check()
@@ -133,13 +195,16 @@ def _work(
         plan = timed("group", group, plan, version, digest, client, listener)
     bad = BadRegions(plan, version, digest)
     if plan.task.passes(plan.params):
-        timed("estimate", estimate, plan, version, digest, bad, client, listener)
-    timed("score", score, plan, version, digest, bad, client, listener)
+        read |= timed("estimate", estimate, plan, version, digest, bad, client, listener)
+    read["score"] = timed("score", score, plan, version, digest, bad, client, listener)
     selection = timed("select", select, plan, version, digest, bad, client)
     _check_inputs_unchanged(plan, manifest, version)
-    version.run.write("timings.json", dump_json({"seconds": timings, "resumed": resumed}))
+    told = {"seconds": timings, "resumed": resumed, "regions_read": read, "regions_taken_over": selection.taken_over}
+    version.run.write("timings.json", dump_json(told))
     timed("publish", publish, plan, version, manifest, selection, may_publish)
     clear(version)
+    previous = manifest["previous"]
+    return Refreshed(previous, len(plan.layout.regions), selection.taken_over, read) if previous else None
 
 
 def _refuse_quarantined(plan: Plan, version: Version, manifest: str) -> None:
@@ -156,7 +221,7 @@ def _refuse_quarantined(plan: Plan, version: Version, manifest: str) -> None:
 
 def _check_inputs_unchanged(plan: Plan, manifest: Json, version: Version) -> None:
     """Refuse to publish scores of data that were rewritten while they were read; they are looked up anew."""
-    now = make_plan(plan.config, plan.resources).describe_inputs()
+    now, _ = make_plan(plan.config, plan.resources).look_up()
     changed = [name for name, found in now.items() if found != manifest["inputs"][name]]
     if changed:
         raise RunFailed(
@@ -166,7 +231,9 @@ def _check_inputs_unchanged(plan: Plan, manifest: Json, version: Version) -> Non
         )
 
 
-def open_version(out: Location, planned: Json, fresh: bool) -> tuple[Version, bool]:
+def open_version(
+    out: Location, planned: Json, contents: NDArray[np.uint8], fresh: bool, discard: bool, freeze: bool
+) -> tuple[Version, bool]:
     """The version to work on, its manifest written, and whether it had been begun before.
 
     Raises
@@ -177,13 +244,15 @@ def open_version(out: Location, planned: Json, fresh: bool) -> tuple[Version, bo
     begun, published, version = unfinished(out), latest(out), next_version(out)
     if begun is not None:
         manifest = begun.manifest()
-        if manifest is not None and not fresh:
-            check_same(manifest, planned, str(begun.location))
+        if manifest is not None and not (fresh or discard):
+            check_same(manifest, descended(planned, previous_of(out, manifest), freeze=freeze), str(begun.location))
             return begun, True
         begun.location.delete()
-    elif published is not None and not fresh:
-        manifest = published.manifest()
-        if manifest is not None and manifest["digest"] == planned["digest"]:
-            return published, False
-    version.write_manifest(planned)
+    previous = None if fresh else published
+    before = previous.manifest() if previous else None
+    if previous and before and is_same(before, planned, freeze=freeze):
+        return previous, False
+    manifest = descended(planned, previous, freeze=freeze)
+    version.write_contents(contents, manifest["digest"])
+    version.write_manifest(manifest)
     return version, False

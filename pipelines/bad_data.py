@@ -30,6 +30,9 @@ class BadRegions:
         self._total = len(plan.layout.regions)
         self._quarantine = plan.config.on_error == "quarantine"
         self._found = version.bad_regions(manifest)
+        if plan.lineage:
+            before = plan.lineage.bad_before(plan.layout.regions, manifest)
+            self.add(bad for name, bad in before.items() if name not in self._found)
 
     def __len__(self) -> int:
         return len(self._found)

@@ -51,8 +51,18 @@ class OutputConfig(_Settings):
     uri: str
     """Path or URL of a folder; each run adds a version to it."""
     format: Literal["zarr", "parquet"] = "zarr"
+    keep_versions: int | None = Field(default=None, ge=1)
+    """How many published versions stay; older ones are deleted once a new one is published. Default: all."""
     region_rows: int | None = Field(default=None, ge=1)
     """Examples per region, the unit of work and of resuming; chosen from the input's layout where not given."""
+
+
+class RefreshConfig(_Settings):
+    """What a new version of an output takes from the one before, where the data of a region have not changed."""
+
+    statistics: Literal["exact", "frozen"] = "exact"
+    """exact: statistics of all data; where they moved, what rests on them is scored again, and the result is that of a
+    run from scratch. frozen: those of the version before; only new and changed regions are scored."""
 
 
 class SelectConfig(_Settings):
@@ -163,6 +173,7 @@ class AuditConfig(WorkConfig):
     """The method's parameters."""
     output: OutputConfig
     select: SelectConfig = SelectConfig()
+    refresh: RefreshConfig = RefreshConfig()
     on_error: Literal["fail", "quarantine"] = "fail"
     """Where regions hold data that cannot be scored: fail lists them and publishes nothing; quarantine leaves them out,
     marks them, and publishes the rest."""

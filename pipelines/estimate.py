@@ -1,7 +1,9 @@
 """Stage 2, estimate: reduce the whole input to the statistics that scoring needs, one pass after the other.
 
-Regions are reduced on the workers in groups whose cut depends on the number of regions alone, and groups are merged in
-their order: the same bits whatever the cluster and whoever finishes first.
+The state of each region is written down, so that neither a run that goes on nor the next version reads it again.
+Regions are reduced on the workers in groups whose cut depends on the number of regions alone; within a group and among
+groups states are merged in the order of the regions: the same bits whatever the cluster, whoever finishes first, and
+whichever states were there before.
 """
 
 from __future__ import annotations
@@ -9,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
+from typing import Any
 
 from distributed import Client
 
 from labelqa_dask.core.errors import InvalidInput
-from labelqa_dask.core.task import Block, State, merge_states
-from labelqa_dask.storage.record import BadRegion, Version
+from labelqa_dask.core.task import Block, Pass, State, merge_states
+from labelqa_dask.storage.record import MERGED, BadRegion, Version
 from pipelines.bad_data import BadRegions
-from pipelines.layout import Region
+from pipelines.layout import Region, Regions
 from pipelines.plan import Plan
-from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, make_job, regions_in_flight, statistics
+from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, make_job, regions_in_flight
+from pipelines.statistics import statistics, statistics_digest
 
 _MOST_GROUPS = 256
 _LARGEST_GROUP = 16
@@ -33,25 +37,37 @@ class Group:
     jobs: tuple[RegionJob, ...]
 
 
-def estimate(plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener) -> None:
-    """Make and store the state of each pass that is needed and not yet stored.
+def estimate(
+    plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener
+) -> dict[str, int]:
+    """Make and store the state of each pass that is needed and not yet stored; how many regions each has read.
 
     All states leave out the same regions: where a later pass finds another bad one, the earlier are made again.
+    Where statistics are frozen, what they would be is made of the passes that every run makes, and stored beside them.
     """
-    n = plan.layout.sizes["example"]
+    lineage = plan.descent
+    read: dict[str, int] = {}
     number = 0
     while number < len(plan.task.passes(plan.params)):
         step = plan.task.passes(plan.params)[number]
-        stats = statistics(plan.task.name, plan.params, n, version, bad.basis, number)
-        needed = step.needed(plan.params, stats, n)
+        stats = statistics(plan.task.name, plan.params, plan.counted, version, bad.basis, number)
+        needed = step.needed(plan.params, stats, plan.counted)
         if needed is not None and version.read_state(step.name, step.state, bad.basis) is None:
-            known = len(bad)
-            total = _reduce(number, needed, plan, version, manifest, bad, client, listener)
-            if number and len(bad) > known:
-                number = 0
-                continue
+            total: State | None = None
+            if step.examples is None or not lineage.frozen:
+                known = len(bad)
+                total, count = _reduce(number, needed, plan, version, manifest, bad, client, listener)
+                read[step.name] = read.get(step.name, 0) + count
+                if number and len(bad) > known:
+                    number = 0
+                    continue
+            if lineage.frozen:
+                if total is not None:
+                    version.write_state(step.name, total, bad.basis, MERGED)
+                total = lineage.frozen_state(step)
             version.write_state(step.name, total, bad.basis)
         number += 1
+    return read
 
 
 def _reduce(
@@ -63,32 +79,48 @@ def _reduce(
     bad: BadRegions,
     client: Client,
     listener: Listener,
-) -> State | None:
-    """The state of one pass over all regions that hold needed rows and are not bad."""
-    regions = [r for r in plan.layout.regions if r.start < needed.stop and r.stop > needed.start]
-    meter = Meter(f"estimate {plan.task.passes(plan.params)[number].name}", len(regions), listener)
+) -> tuple[State | None, int]:
+    """The state of one pass over all regions that hold needed rows and are not bad, and how many of them were read."""
+    step = plan.task.passes(plan.params)[number]
+    regions = regions_of(step, needed, plan.layout.regions)
+    meter = Meter(f"estimate {step.name}", len(regions), listener)
     finished: dict[int, State | None] = {}
     total: State | None = None
-    merged = 0
-    groups = _groups(plan, version, manifest, bad, regions)
-    for group, state in regions_in_flight(client, partial(_reduce_group, number), groups, plan, bad):
+    merged = read = 0
+    groups = _groups(number, plan, version, manifest, bad, regions)
+    for group, (state, fresh) in regions_in_flight(client, partial(_reduce_group, number), groups, plan, bad):
         rows = sum(job.region.stop - job.region.start for job in group.jobs)
-        meter.advance(group.regions, rows, sum(job.nbytes for job in group.jobs))
+        meter.advance(group.regions, rows, sum(job.nbytes for job in group.jobs if job.region.name in fresh))
+        read += len(fresh)
         finished[group.number] = state
         while merged in finished:
             total = merge_states(total, finished.pop(merged))
             merged += 1
-    return total
+    return total, read
 
 
-def _groups(plan: Plan, version: Version, manifest: str, bad: BadRegions, regions: list[Region]) -> Iterator[Group]:
-    basis = bad.basis
+def regions_of(step: Pass[Any], needed: range, regions: Regions) -> list[Region]:
+    """The regions that a pass reads: all, or those that hold rows which it asks for."""
+    return [r for r in regions if step.examples is None or (r.start < needed.stop and r.stop > needed.start)]
+
+
+def _groups(
+    number: int, plan: Plan, version: Version, manifest: str, bad: BadRegions, regions: list[Region]
+) -> Iterator[Group]:
+    lineage, basis = plan.descent, bad.basis
+    step = plan.task.passes(plan.params)[number]
+    earlier = statistics_digest(plan.task.name, plan.params, plan.counted, version, basis, number)
     known = {region.region for region in bad}
+    kept = version.partials(step.name)
+
+    def job(region: Region) -> RegionJob:
+        key, former = lineage.partial_key(region, step, earlier), lineage.former(region)
+        return make_job(plan, version, manifest, basis, region, key, former, region.name in kept)
+
     size = min(_LARGEST_GROUP, max(1, len(regions) // _MOST_GROUPS))
-    for number, start in enumerate(range(0, len(regions), size)):
+    for group, start in enumerate(range(0, len(regions), size)):
         part = regions[start : start + size]
-        good = (region for region in part if region.name not in known)
-        yield Group(number, len(part), tuple(make_job(plan, version, manifest, basis, region) for region in good))
+        yield Group(group, len(part), tuple(job(region) for region in part if region.name not in known))
 
 
 def _reducer(number: int, job: RegionJob) -> Callable[[Block], State | None]:
@@ -97,15 +129,36 @@ def _reducer(number: int, job: RegionJob) -> Callable[[Block], State | None]:
 
 
 def _reduce_group(number: int, group: Group) -> Outcome:
+    """The state of a group, and the names of the regions that were read for it."""
     total: State | None = None
     bad: list[BadRegion] = []
+    read: set[str] = set()
     for job in group.jobs:
-        reduced = _reducer(number, job)
-        try:
-            # Unlike a comprehension's variable, map lets go of a block before the next is read.
-            state = reduce(merge_states, map(reduced, job.blocks()), None)
-        except InvalidInput as error:
-            bad.append(bad_region(job, error, reduced))
-        else:
-            total = merge_states(total, state)
-    return Outcome(total, tuple(bad))
+        state = _stored(number, job)
+        if state is None:
+            reduced = _reducer(number, job)
+            read.add(job.region.name)
+            try:
+                # Unlike a comprehension's variable, map lets go of a block before the next is read.
+                state = reduce(merge_states, map(reduced, job.blocks()), None)
+            except InvalidInput as error:
+                bad.append(bad_region(job, error, reduced))
+                continue
+            job.version.write_partial(job.task.passes(job.params)[number].name, job.region.name, state, job.key)
+        total = merge_states(total, state)
+    return Outcome((total, read), tuple(bad))
+
+
+def _stored(number: int, job: RegionJob) -> State | None:
+    """The state of a region as it was made before, in this version or in the one before, of the same."""
+    step = job.task.passes(job.params)[number]
+    if job.kept:
+        state: State | None = job.version.read_partial(step.name, job.region.name, step.state, job.key)
+        if state is not None:
+            return state
+    if job.former is None:
+        return None
+    state = job.former.version.read_partial(step.name, job.former.region.name, step.state, job.key)
+    if state is not None:
+        job.version.write_partial(step.name, job.region.name, state, job.key)
+    return state

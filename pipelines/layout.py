@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labelqa_dask.core.task import Task
+from labelqa_dask.storage.record import Json
 from labelqa_dask.storage.sources import Source
 
 BLOCK_BYTES = 64 << 20
@@ -51,6 +52,18 @@ class Regions:
     def __iter__(self) -> Iterator[Region]:
         return (self[i] for i in range(len(self)))
 
+    @classmethod
+    def of(cls, manifest: Json) -> Self:
+        """The regions of a run that was planned before."""
+        cut = manifest["layout"]
+        bounds = cut["region_bounds"]
+        return cls(cut["sizes"]["example"], cut["region_rows"], tuple(bounds) if bounds else None)
+
+    @property
+    def starts(self) -> list[int]:
+        """First row of each region, and the end of the last."""
+        return list(self.bounds or (*range(0, self.rows, self.step), self.rows))
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -67,9 +80,10 @@ class Layout:
     regions: Regions
     block: Mapping[str, int]
 
-    def of_one(self, region: Region) -> Layout:
-        """The cut of one region, which is small however many there are."""
-        return replace(self, regions=Regions(self.regions.rows, self.regions.step, (region.start, region.stop)))
+    def of_one(self, region: Region, examples: int) -> Layout:
+        """The cut of one region, which is small however many there are; so many examples count as the whole data."""
+        regions = Regions(examples, self.regions.step, (region.start, region.stop))
+        return replace(self, sizes={**self.sizes, "example": examples}, regions=regions)
 
     def tiles(self) -> Iterator[dict[str, slice]]:
         """Slices that cut an example into blocks; one that takes all of it where it is not cut."""
@@ -96,7 +110,8 @@ def choose_layout(
 
     `regular` asks for regions of one length, as Zarr output needs; otherwise they follow the row groups of the files.
     `gathered_bytes` is what is kept of each example until its region is written.
-    The cut depends on the input and the settings alone, never on the cluster.
+    The cut depends on the input and the settings alone, never on the cluster, and moves little where the input grows:
+    lengths are rounded, so that they change only now and then, and regions begin anew at `seams` of the input.
     """
     leader = task.inputs[-1]
     source = sources[leader.name]
@@ -104,18 +119,37 @@ def choose_layout(
     stored = {dim: c for dim, c in zip(leader.dims, source.chunks, strict=True) if c is not None}
     chunk = {dim: math.lcm(c, multiples.get(dim, 1)) for dim, c in stored.items()}
     irregular = "example" not in chunk
-    granule = int(np.diff(source.row_bounds()).max()) if irregular else min(chunk["example"], n)
+    granule = _rounded_up(int(np.diff(source.row_bounds()).max())) if irregular else min(chunk["example"], n)
     tile = _choose_tile(task, sources, sizes, {**chunk, "example": granule})
     row_bytes = block_bytes(task, sources, {**sizes, **tile, "example": 1})
     block_rows = granule * max(1, BLOCK_BYTES // max(1, row_bytes * granule))
     example_bytes = block_bytes(task, sources, {**sizes, "example": 1})
     most = min(REGION_BYTES // max(1, example_bytes), BLOCK_BYTES // max(1, gathered_bytes), REGION_ROWS)
-    wanted = region_rows or min(-(-n // FEWEST_REGIONS), max(1, most))
+    wanted = region_rows or _power_of_two(min(n // FEWEST_REGIONS, most))
     block_rows = min(block_rows, -(-wanted // granule) * granule)
     step = -(-wanted // block_rows) * block_rows
-    bounds = tuple(group_bounds(source.row_bounds(), wanted)) if irregular and not regular else None
+    bounds = _region_bounds(source, wanted) if irregular and not regular else None
     block = {**sizes, **tile, "example": block_rows}
     return Layout(dict(sizes), Regions(n, step, bounds), block)
+
+
+def _region_bounds(source: Source, most: int) -> tuple[int, ...]:
+    """Parts of at most so many rows, where one part is not already longer; each run between seams by itself."""
+    rows = source.row_bounds()
+    ends = np.unique([0, *np.searchsorted(rows, source.seams(most)), len(rows) - 1])
+    runs = (group_bounds(rows[start : stop + 1], most) for start, stop in pairwise(ends))
+    return (*(bound for run in runs for bound in run[:-1]), int(rows[-1]))
+
+
+def _power_of_two(rows: int) -> int:
+    """The largest that is no more than some rows; at least 1."""
+    return 1 << max(rows, 1).bit_length() - 1
+
+
+def _rounded_up(rows: int) -> int:
+    """To three bits: by a quarter at most."""
+    step = 1 << max(0, rows.bit_length() - 3)
+    return -(-rows // step) * step
 
 
 def block_bytes(task: Task[Any], sources: Mapping[str, Source], block: Mapping[str, int]) -> int:

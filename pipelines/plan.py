@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from dask.utils import format_bytes
+from numpy.typing import NDArray
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.core.layout import ArrayInfo, check_layout, check_multiples
@@ -20,11 +21,12 @@ from labelqa_dask.core.task import ArraySpec, Params, Task
 from labelqa_dask.storage.annotations import AnnotationFiles, AnnotationsSource
 from labelqa_dask.storage.label_sets import LabelSetSource
 from labelqa_dask.storage.location import Location, StorageOptions
-from labelqa_dask.storage.record import Json
+from labelqa_dask.storage.record import Json, json_digest
 from labelqa_dask.storage.sinks import OutputArray, ParquetSink, Sink, ZarrSink
 from labelqa_dask.storage.sources import ParquetSource, Source, ZarrSource, as_ids, holds_lists_of_any_length
 from pipelines.config import AuditConfig, InputConfig
 from pipelines.layout import Layout, block_bytes, by_rows, choose_layout
+from pipelines.lineage import Lineage
 
 # Measured: a worker process with every library imported and the kernels loaded.
 WORKER_BYTES = 360 << 20
@@ -59,6 +61,18 @@ class Plan:
     layout: Layout
     outputs: tuple[OutputArray, ...]
     resources: Resources
+    lineage: Lineage | None = None
+
+    @property
+    def descent(self) -> Lineage:
+        """What the run descends from, once it has begun."""
+        assert self.lineage is not None
+        return self.lineage
+
+    @property
+    def counted(self) -> int:
+        """How many examples the statistics count."""
+        return self.lineage.examples if self.lineage else self.layout.sizes["example"]
 
     @property
     def resolution(self) -> float:
@@ -126,19 +140,34 @@ class Plan:
             return ZarrSink(location, {output.name: output.group for output in self.outputs})
         return ParquetSink(location / "scores")
 
-    def describe_inputs(self) -> dict[str, Json]:
-        """What each input is, with the fingerprint of the objects that it consists of now."""
+    def look_up(self) -> tuple[dict[str, Json], NDArray[np.uint8]]:
+        """What each input is, and what tells of each region whether its data have changed, by the objects there now."""
         sources = {**self.sources, **({"ids": self.ids} if self.ids else {})}
-        return {name: _describe_input(self.config.input[name], source) for name, source in sources.items()}
+        bounds = self.layout.regions.starts
+        found = {name: source.fingerprint(bounds) for name, source in sources.items()}
+        described = {
+            name: {
+                **self.config.input[name].model_dump(mode="json", exclude_none=True),
+                "shape": list(source.shape),
+                "dtype": str(source.dtype),
+                "objects": found[name].objects,
+                "bytes": found[name].bytes,
+                "digest": found[name].digest,
+            }
+            for name, source in sources.items()
+        }
+        parts = zip(*(fingerprint.regions for fingerprint in found.values()), strict=True)
+        digests = b"".join(bytes.fromhex(json_digest([*found, *of_region])) for of_region in parts)
+        return described, np.frombuffer(digests, np.uint8).reshape(-1, 16)
 
-    def manifest(self) -> Json:
+    def manifest(self, inputs: Mapping[str, Json]) -> Json:
         """What is to be computed, from what, and how it is cut; two runs with equal manifests give equal bytes."""
         regions = self.layout.regions
         return {
-            "format": 1,
+            "format": 2,
             "task": self.task.name,
             "params": self.params.model_dump(mode="json"),
-            "inputs": self.describe_inputs(),
+            "inputs": dict(inputs),
             "output": {"format": self.config.output.format},
             "select": self.config.select.model_dump(mode="json"),
             "layout": {
@@ -191,6 +220,7 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
     task = config.method
     params = task.params(**config.params)
     _check_output(config)
+    _check_refresh(config, task, params)
     sources = _open_sources(config, task)
     infos = {name: ArrayInfo(_known_shape(source), source.dtype, source.place) for name, source in sources.items()}
     sizes = check_layout(task, infos)
@@ -243,6 +273,16 @@ def _check_output(config: AuditConfig) -> None:
                 str(out),
                 "Choose an output.uri outside of every input.",
             )
+
+
+def _check_refresh(config: AuditConfig, task: Task[Any], params: Any) -> None:
+    """Refuse to freeze statistics that cannot score data which they do not count."""
+    if config.refresh.statistics == "frozen" and task.passes(params) and not task.scores_unseen(params):
+        raise InvalidConfig(
+            f"frozen statistics cannot score new data of {task.name} with {_settings(params)}",
+            "refresh.statistics",
+            "Use statistics: exact.",
+        )
 
 
 def _open_sources(config: AuditConfig, task: Task[Any]) -> dict[str, Source]:
@@ -403,18 +443,6 @@ def _laid_out_again(plan: Plan, config: AuditConfig, sources: Mapping[str, Sourc
     layout = _lay_out(config, plan.task, plan.params, sources, plan.layout.sizes)
     outputs = _outputs(plan.task, plan.params, sources, plan.ids, layout)
     return replace(plan, config=config, sources=sources, layout=layout, outputs=outputs)
-
-
-def _describe_input(settings: InputConfig, source: Source) -> Json:
-    fingerprint = source.fingerprint()
-    return {
-        **settings.model_dump(mode="json", exclude_none=True),
-        "shape": list(source.shape),
-        "dtype": str(source.dtype),
-        "objects": fingerprint.objects,
-        "bytes": fingerprint.bytes,
-        "digest": fingerprint.digest,
-    }
 
 
 def _settings(params: Params) -> str:

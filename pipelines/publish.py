@@ -22,12 +22,14 @@ from labelqa_dask.storage.record import Json, Version, basis_of, dump_json
 from labelqa_dask.storage.sinks import parquet_bytes
 from pipelines.compare import Comparison, Found, compare, published_versions
 from pipelines.expect import evaluate
+from pipelines.frozen import frozen_statistics, remarks
 from pipelines.group import facts
 from pipelines.layout import Region
 from pipelines.plan import Plan
-from pipelines.regions import make_job, statistics
+from pipelines.regions import make_job
 from pipelines.report import Preview, render_report
 from pipelines.select import Selection
+from pipelines.statistics import statistics
 
 _MOST_LISTED = 100
 
@@ -38,8 +40,9 @@ def publish(plan: Plan, version: Version, manifest: Json, selection: Selection, 
     What checks that this run may still publish is called just before.
     """
     basis = basis_of(manifest["digest"], [region.region for region in selection.bad])
-    stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
-    summary = _summary(plan, manifest, selection, stats, _crowd(plan, version, manifest["digest"], stats))
+    stats = statistics(plan.task.name, plan.params, plan.counted, version, basis, None)
+    frozen = frozen_statistics(plan, version, manifest, stats, basis)
+    summary = _summary(plan, manifest, selection, stats, frozen, _crowd(plan, version, manifest["digest"], stats))
     tables = _tables(plan, version, stats, manifest["digest"], basis)
     findings = evaluate(plan.config.expect, summary, tables.get("annotators"))
     summary["expectations"] = [finding.to_json() for finding in findings]
@@ -103,7 +106,7 @@ def _with_missing(values: Array) -> Any:
     return pd.arrays.IntegerArray(values, none) if none.any() else values
 
 
-def _summary(plan: Plan, manifest: Json, selection: Selection, stats: Stats, crowd: Json) -> Json:
+def _summary(plan: Plan, manifest: Json, selection: Selection, stats: Stats, frozen: Json | None, crowd: Json) -> Json:
     summary, bad = selection.summary, selection.bad
     classes = None
     if summary.classes is not None:
@@ -133,8 +136,9 @@ def _summary(plan: Plan, manifest: Json, selection: Selection, stats: Stats, cro
         },
         "classes": classes,
         "issues": _issues(summary, plan.task.class_unit),
-        "remarks": list(plan.task.remarks(plan.params, stats)),
+        "remarks": [*plan.task.remarks(plan.params, stats), *remarks(frozen)],
         "statistics": plan.task.statistics(plan.params, stats),
+        "frozen": frozen,
         **crowd,
         "worst": len(summary.worst.rows),
         "inputs": manifest["inputs"],

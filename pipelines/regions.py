@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice, pairwise
 from typing import Any, TypeVar
 
@@ -23,7 +22,9 @@ from labelqa_dask.storage.sinks import OutputArray, Sink
 from labelqa_dask.storage.sources import Index, Source
 from pipelines.bad_data import MOST_REASONS, BadRegions, first_reasons
 from pipelines.layout import Layout, Region, block_bytes, group_bounds
+from pipelines.lineage import Former
 from pipelines.plan import Plan
+from pipelines.statistics import statistics
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -33,7 +34,11 @@ _REGIONS_PER_THREAD = 3
 
 @dataclass(frozen=True)
 class RegionJob:
-    """All that a worker needs for one region; statistics it reads from the run's record."""
+    """All that a worker needs for one region; statistics it reads from the run's record.
+
+    `key` is what the work is known by; `former` is where it may have been done in the version before, and `kept` tells
+    whether it may have been done in this one.
+    """
 
     task_name: str
     params: Any
@@ -48,6 +53,9 @@ class RegionJob:
     manifest: str
     basis: str
     worst: int
+    key: str = ""
+    former: Former | None = None
+    kept: bool = False
 
     @property
     def task(self) -> Task[Any]:
@@ -88,25 +96,16 @@ class RegionJob:
         return statistics(self.task_name, self.params, self.layout.regions.rows, self.version, self.basis, passes)
 
 
-def read_statistics(task_name: str, params: Any, n: int, version: Version, basis: str, passes: int | None) -> Stats:
-    """Results of the first passes of a run over n examples, or of all; None for those that were not needed."""
-    stats: dict[str, Any] = {}
-    for step in get_task(task_name).passes(params)[:passes]:
-        if step.needed(params, stats, n) is None:
-            stats[step.name] = None
-            continue
-        state = version.read_state(step.name, step.state, basis)
-        if state is None:
-            what = f"the statistics of the pass {step.name!r} cannot be read"
-            raise RunFailed(what, str(version.run), "Run the same command again.")
-        stats[step.name] = state.result()
-    return stats
-
-
-statistics = lru_cache(maxsize=32)(read_statistics)
-
-
-def make_job(plan: Plan, version: Version, manifest: str, basis: str, region: Region) -> RegionJob:
+def make_job(
+    plan: Plan,
+    version: Version,
+    manifest: str,
+    basis: str,
+    region: Region,
+    key: str = "",
+    former: Former | None = None,
+    kept: bool = False,
+) -> RegionJob:
     """The job of one region: the parts of the sources that its rows need."""
     start, stop = region.start, region.stop
     return RegionJob(
@@ -115,7 +114,7 @@ def make_job(plan: Plan, version: Version, manifest: str, basis: str, region: Re
         region,
         {name: source.rows(start, stop) for name, source in plan.sources.items()},
         plan.ids.rows(start, stop) if plan.ids else None,
-        plan.layout.of_one(region),
+        plan.layout.of_one(region, plan.counted),
         plan.resolution,
         plan.sink(version.location),
         plan.outputs,
@@ -123,6 +122,9 @@ def make_job(plan: Plan, version: Version, manifest: str, basis: str, region: Re
         manifest,
         basis,
         plan.config.select.worst,
+        key,
+        former,
+        kept,
     )
 
 

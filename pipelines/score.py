@@ -1,8 +1,11 @@
-"""Stage 3, score: each region is read, scored, written, and then receipted. The receipt is the commit."""
+"""Stage 3, score: each region is read, scored, written, and then receipted. The receipt is the commit.
+
+Regions whose scores follow from the same as in the version before are not read: their scores are copied in the store.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
@@ -25,43 +28,59 @@ from labelqa_dask.storage.sources import as_ids
 from pipelines.bad_data import BadRegions
 from pipelines.estimate import estimate
 from pipelines.layout import by_rows
+from pipelines.lineage import Former
 from pipelines.plan import Plan
 from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, make_job, regions_in_flight
+from pipelines.statistics import statistics, statistics_digest
 
 _Details = Mapping[str, Mapping[str, Array]]
+SCORED = "scored"
 
 
-def score(plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener) -> None:
-    """Score every region that has no valid receipt yet; bad ones are written without scores.
+def score(plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener) -> int:
+    """Score every region that has no valid receipt yet, and tell how many were read; bad ones are without scores.
 
     Where a bad region is found that the statistics count, they are made again, and all scores with them.
     """
     params = plan.params.model_dump(mode="json")
     attributes = {"task": plan.task.name, "params": params, "labelqa_dask": installed_version("labelqa-dask")}
     plan.sink(version.location).create(plan.outputs, attributes | ({"coordinates": "id"} if plan.ids else {}))
-    known = -1
+    known, read = -1, 0
     while len(bad) > known:
         if known >= 0 and plan.task.passes(plan.params):
             estimate(plan, version, manifest, bad, client, listener)
         known = len(bad)
-        _score_missing(plan, version, manifest, bad, client, listener)
+        read += _score_missing(plan, version, manifest, bad, client, listener)
+    return read
 
 
 def _score_missing(
     plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener
-) -> None:
+) -> int:
     basis = score_basis(plan, manifest, bad)
     done = {receipt.region for receipt in version.receipts(basis)}
     meter = Meter("score", len(plan.layout.regions), listener, done=len(done))
+    read = 0
+    for (job, _), work in regions_in_flight(client, _work_on, _jobs(plan, version, manifest, bad, done), plan, bad):
+        read += work == SCORED
+        if work:
+            meter.advance(1, job.region.stop - job.region.start, job.nbytes if work == SCORED else 0)
+    return read
+
+
+def _jobs(
+    plan: Plan, version: Version, manifest: str, bad: BadRegions, done: set[str]
+) -> Iterator[tuple[RegionJob, bool]]:
+    """The regions that are to be written, and whether without scores."""
+    basis = score_basis(plan, manifest, bad)
+    asked = plan.task.name, plan.params, plan.counted, version, bad.basis, None
+    stats, digest = statistics(*asked), statistics_digest(*asked)
+    by_row = any(step.by_row and stats[step.name] is not None for step in plan.task.passes(plan.params))
     left_out = {region.region for region in bad}
-    jobs = (
-        (make_job(plan, version, manifest, basis, region), region.name in left_out)
-        for region in plan.layout.regions
-        if region.name not in done
-    )
-    for (job, _), written in regions_in_flight(client, _work_on, jobs, plan, bad):
-        if written:
-            meter.advance(1, job.region.stop - job.region.start, job.nbytes)
+    for region in plan.layout.regions:
+        if region.name not in done:
+            key, former = plan.descent.score_key(region, digest, by_row), plan.descent.former(region)
+            yield make_job(plan, version, manifest, basis, region, key, former), region.name in left_out
 
 
 def score_basis(plan: Plan, manifest: str, bad: BadRegions) -> str:
@@ -73,14 +92,32 @@ def _work_on(item: tuple[RegionJob, bool]) -> Outcome:
     job, left_out = item
     if left_out:
         leave_out_region(job)
-        return Outcome(True)
+        return Outcome("left out")
+    if job.former and take_over_region(job, job.former):
+        return Outcome("taken over")
     stats = job.statistics()
     try:
         score_region(job)
     except InvalidInput as error:
         bad = bad_region(job, error, lambda block: job.task.score(block, job.params, stats))
-        return Outcome(False, (bad,))
-    return Outcome(True)
+        return Outcome(None, (bad,))
+    return Outcome(SCORED)
+
+
+def take_over_region(job: RegionJob, former: Former) -> bool:
+    """Copy the scores of a region from the version before, if they follow from the same and are all there."""
+    receipt = former.version.receipt(former.region.name)
+    if receipt is None or receipt.key != job.key or not receipt.scored:
+        return False
+    region, was = job.region, (former.region.name, former.region.start)
+    try:
+        files = job.sink.take_over(
+            former.version.location, was, region.name, region.start, region.stop, job.outputs, receipt.files
+        )
+    except FileNotFoundError:
+        return False
+    job.version.write_receipt(receipt.moved(region.name, region.start, job.basis, files))
+    return True
 
 
 def score_region(job: RegionJob) -> None:
@@ -134,7 +171,20 @@ def _write_receipt(
     cuts = (*(cut.start for cut in job.row_blocks()), stop)
     digests = {name: checksum(values) for name, values in rows.items()}
     of_blocks = {name: content_digest(written.encode()) for name, written in blocks.items()}
-    receipt = Receipt(job.region.name, start, stop, job.basis, scored, cuts, digests, of_blocks, summary, files)
+    receipt = Receipt(
+        job.region.name,
+        start,
+        stop,
+        job.basis,
+        job.key,
+        job.version.name,
+        scored,
+        cuts,
+        digests,
+        of_blocks,
+        summary,
+        files,
+    )
     job.version.write_receipt(receipt)
 
 

@@ -23,9 +23,10 @@ PREVIEW_PIXELS = 256
 
 @dataclass(frozen=True)
 class Selection:
-    """What a run has found."""
+    """What a run has found; `taken_over` are the regions whose scores were made in an earlier version."""
 
     summary: Summary
+    taken_over: int
     bad: tuple[BadRegion, ...]
     previews: tuple[tuple[int, ExampleImages], ...]
 
@@ -35,12 +36,14 @@ def select(plan: Plan, version: Version, manifest: str, bad: BadRegions, client:
     basis = score_basis(plan, manifest, bad)
     missing: list[str] = []
     merged: Summary | None = None
+    taken_over = 0
     receipts = version.receipts(basis)
     receipt = next(receipts, None)
     for region in plan.layout.regions:
         if receipt is None or receipt.region != region.name:
             missing.append(region.name)
             continue
+        taken_over += receipt.origin != version.name
         merged = receipt.summary if merged is None else merged.merge(receipt.summary)
         receipt = next(receipts, None)
     if missing or merged is None:
@@ -49,7 +52,7 @@ def select(plan: Plan, version: Version, manifest: str, bad: BadRegions, client:
             str(version.location),
             "Run the same command again to score them.",
         )
-    return Selection(merged, tuple(bad), _previews(plan, version, manifest, basis, client, merged))
+    return Selection(merged, taken_over, tuple(bad), _previews(plan, version, manifest, basis, client, merged))
 
 
 def _previews(

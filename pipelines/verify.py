@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,13 +13,15 @@ import numpy as np
 from labelqa_dask.core.blocks import available_cpus
 from labelqa_dask.core.errors import LabelQAError, StorageError
 from labelqa_dask.core.kernels import Array
-from labelqa_dask.core.task import Task, get_task
+from labelqa_dask.core.task import Pass, Task, get_task
 from labelqa_dask.storage.location import Location, map_ahead
-from labelqa_dask.storage.record import Json, Receipt, Version, basis_of, content_digest, latest
+from labelqa_dask.storage.record import MERGED, Json, Receipt, Version, basis_of, content_digest, latest
 from labelqa_dask.storage.sinks import ParquetSink, Sink, ZarrSink, checksum
-from pipelines.layout import Layout, Regions
+from pipelines.estimate import regions_of
+from pipelines.layout import Layout, Region, Regions
+from pipelines.lineage import Lineage, counted
 from pipelines.plan import group_of
-from pipelines.regions import read_statistics
+from pipelines.statistics import read_statistics, statistics, statistics_digest
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ def verify(out: Location) -> Verified:
         raise StorageError("is damaged, and with it all that tells what the version should hold", place)
     record = _Record.of(version, manifest)
     problems = [*_files(version), *record.missing_regions(), *record.damaged_statistics(), *record.strange_parts()]
+    problems += record.damaged_partials(manifest) if not problems else []
     regions = 0
     for found in map_ahead(record.check_region, version.receipts(record.basis), available_cpus()):
         problems += found
@@ -78,21 +82,22 @@ class _Record:
     layout: Layout
     sink: Sink
     basis: str
+    counted: int
 
     @classmethod
     def of(cls, version: Version, manifest: Json) -> _Record:
         task = get_task(manifest["task"])
         params = task.params(**manifest["params"])
         cut = manifest["layout"]
-        bounds = tuple(cut["region_bounds"]) if cut["region_bounds"] else None
-        regions = Regions(cut["sizes"]["example"], cut["region_rows"], bounds)
+        regions = Regions.of(manifest)
         ids = "ids" in manifest["inputs"]
         groups = {spec.name: group_of(spec) for spec in task.written(params)} | ({"id": "scores"} if ids else {})
         zarr = manifest["output"]["format"] == "zarr"
         sink: Sink = ZarrSink(version.location, groups) if zarr else ParquetSink(version.location / "scores")
         digest = manifest["digest"]
         basis = basis_of(digest, version.bad_regions(digest)) if task.passes(params) else digest
-        return cls(version, task, params, Layout(cut["sizes"], regions, cut["block"]), sink, basis)
+        layout = Layout(cut["sizes"], regions, cut["block"])
+        return cls(version, task, params, layout, sink, basis, counted(manifest))
 
     def missing_regions(self) -> Iterator[str]:
         receipted = {receipt.region for receipt in self.version.receipts(self.basis)}
@@ -103,9 +108,34 @@ class _Record:
     def damaged_statistics(self) -> Iterator[str]:
         if self.task.passes(self.params):
             try:
-                read_statistics(self.task.name, self.params, self.layout.regions.rows, self.version, self.basis, None)
+                read_statistics(self.task.name, self.params, self.counted, self.version, self.basis, None)
             except LabelQAError as error:
                 yield str(error)
+
+    def damaged_partials(self, manifest: Json) -> Iterator[str]:
+        """What the next version would take from this one besides the scores, and cannot."""
+        contents = self.version.contents(manifest["digest"])
+        if contents is None:
+            yield f"{self.version.run}/regions.json: is missing or damaged"
+            return
+        lineage = Lineage.of(self.version, manifest, contents)
+        bad = self.version.bad_regions(manifest["digest"])
+        asked = self.task.name, self.params, self.counted, self.version, self.basis
+        for number, step in enumerate(self.task.passes(self.params)):
+            needed = step.needed(self.params, statistics(*asked, number), self.counted)
+            if needed is None or (lineage.frozen and step.examples):
+                continue
+            if lineage.frozen and self.version.read_state(step.name, step.state, self.basis, MERGED) is None:
+                yield f"{self.version.run}/{MERGED}/{step.name}.npz: is missing or damaged"
+            regions = [region for region in regions_of(step, needed, self.layout.regions) if region.name not in bad]
+            check = partial(self._is_stored, lineage, step, statistics_digest(*asked, number))
+            for region, stored in zip(regions, map_ahead(check, regions, available_cpus()), strict=True):
+                if not stored:
+                    yield f"{self.version.run}/partial/{step.name}/{region.name}.npz.zst: is missing or damaged"
+
+    def _is_stored(self, lineage: Lineage, step: Pass[Any], earlier: str, region: Region) -> bool:
+        key = lineage.partial_key(region, step, earlier)
+        return self.version.read_partial(step.name, region.name, step.state, key) is not None
 
     def strange_parts(self) -> Iterator[str]:
         """Parts of no region, which readers would take for its scores, or for a table beside them."""

@@ -252,8 +252,8 @@ class IssueSearch:
             Pass("issue_count", IssueCount, self._count),
             Pass("issue_cutoff", Counts, self._count_next_bits, self._if_there_are_issues),
             Pass("issue_cutoff_last_bits", KeyCounts, self._count_last_bits, self._if_bits_are_left),
-            Pass("issue_ties", Counts, self._count_ties, self._if_some_ties_are_wanted),
-            Pass("issue_ties_in_rows", TieBits, self._mark_ties, self._rows_of_the_last_tie),
+            Pass("issue_ties", Counts, self._count_ties, self._if_some_ties_are_wanted, by_row=True),
+            Pass("issue_ties_in_rows", TieBits, self._mark_ties, self._rows_of_the_last_tie, by_row=True),
         )
 
     def estimated(self, stats: Stats) -> int:
@@ -351,9 +351,9 @@ class IssueSearch:
         return whole.narrowed(range(_BINS), found.reached, 16) if wanted else None
 
     def _next_bits(self, stats: Stats) -> Cutoff | None:
-        """The first 32 bits."""
-        cutoff = self._first_bits(stats)
-        return cutoff and cutoff.narrowed(range(_BINS), stats["issue_cutoff"].reached, 16)
+        """The first 32 bits; None also where nobody has looked for them."""
+        cutoff, next_bits = self._first_bits(stats), stats["issue_cutoff"]
+        return None if cutoff is None or next_bits is None else cutoff.narrowed(range(_BINS), next_bits.reached, 16)
 
     def _cutoff(self, stats: Stats) -> Cutoff | None:
         """All bits."""

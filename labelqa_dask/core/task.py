@@ -136,13 +136,15 @@ class Pass(Generic[ParamsT]):
 
     `of(block, params, stats)` makes the `state` of one block; `stats` holds the results of the passes before, None for
     those that were not needed. `examples(params, stats, n)` tells which of all n examples are to be read: a range, or
-    None where the passes before have settled everything. Without it all are read.
+    None where the passes before have settled everything. Without it all are read. `by_row` tells that the state, and
+    the scores that rest on it, depend on the numbers of the rows in the whole data, not on what they hold alone.
     """
 
     name: str
     state: type[State]
     of: Callable[[Block, ParamsT, Stats], State]
     examples: Callable[[ParamsT, Stats, int], range | None] | None = None
+    by_row: bool = False
 
     def needed(self, params: ParamsT, stats: Stats, n: int) -> range | None:
         """The examples to read of all n; None where the pass is not needed."""
@@ -230,6 +232,10 @@ class Task(ABC, Generic[ParamsT]):
     def passes(self, params: ParamsT) -> tuple[Pass[ParamsT], ...]:
         """The global statistics that scoring needs, in order."""
         return ()
+
+    def scores_unseen(self, params: ParamsT) -> bool:
+        """Whether the global statistics can score examples that they do not count."""
+        return True
 
     def written(self, params: ParamsT) -> tuple[ArraySpec, ...]:
         """The arrays written with these parameters."""

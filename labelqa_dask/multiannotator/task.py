@@ -130,14 +130,18 @@ class Multiannotator(Task[MultiannotatorParams]):
             steps.append(Pass("temperature", Calibration, _fine))
         steps.append(Pass("votes", Votes, _votes))
         if params.crowdlab:
-            steps.append(Pass("majority_vote", Consensus, _majority_vote))
+            steps.append(Pass("majority_vote", Consensus, _majority_vote, by_row=True))
             if "best_quality" in params.consensus_method:
-                steps.append(Pass("best_quality", Consensus, _best_quality))
+                steps.append(Pass("best_quality", Consensus, _best_quality, by_row=True))
         if params.adjust:
-            steps.append(Pass("thresholds", Thresholds, _thresholds))
+            steps.append(Pass("thresholds", Thresholds, _thresholds, by_row=True))
         if params.return_annotator_stats:
-            steps.append(Pass("annotators", ByClass, _by_class))
+            steps.append(Pass("annotators", ByClass, _by_class, by_row=True))
         return tuple(steps)
+
+    def scores_unseen(self, params: MultiannotatorParams) -> bool:
+        """New annotations may be by annotators that have no weight yet."""
+        return False
 
     def score(self, block: Block, params: MultiannotatorParams, stats: Stats) -> dict[str, Any]:
         """Score one block; beside what is written `annotation_quality` (A,), where it is asked for."""

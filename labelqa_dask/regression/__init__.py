@@ -285,13 +285,17 @@ class Regression(Task[RegressionParams]):
     def passes(self, params: RegressionParams) -> tuple[Pass[RegressionParams], ...]:
         if params.method == "residual":
             return ()
-        steps = (Pass("survey", Survey, survey),)
+        steps = (Pass("survey", Survey, survey, by_row=True),)
         if params.n_neighbors is not None:
             return (*steps, Pass("search", LocalDistances, search))
         return steps if params.neighbors == "exact" else (*steps, Pass("count", Count, count, unless_settled))
 
     def held_bytes(self, params: RegressionParams, n: int) -> int:
         return HELD_BYTES * n if params.method == "outre" and _holds_every_row(params) else 0
+
+    def scores_unseen(self, params: RegressionParams) -> bool:
+        """Distances are known where rows were counted only."""
+        return params.method == "residual"
 
     def score(self, block: Block, params: RegressionParams, stats: Stats) -> dict[str, Any]:
         if params.method == "residual":

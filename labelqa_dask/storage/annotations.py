@@ -283,8 +283,13 @@ class AnnotationsSource:
         start, stop, _ = index[0].indices(self.examples)
         return self.copy.read(self.start)[start - self.start : stop - self.start]
 
-    def fingerprint(self) -> Fingerprint:
-        return Fingerprint.of(self.files.files)
+    def seams(self, rows: int) -> NDArray[np.int64]:
+        return np.empty(0, np.int64)
+
+    def fingerprint(self, bounds: Sequence[int] = ()) -> Fingerprint:
+        """Any annotation may be of any example, so each range of rows depends on all of them."""
+        whole = Fingerprint.of(self.files.files)
+        return replace(whole, regions=tuple(f"{whole.digest}, {start} to {stop}" for start, stop in pairwise(bounds)))
 
     def nbytes(self, block: Sequence[int]) -> int:
         return block[0] * self.dtype.itemsize

@@ -58,8 +58,11 @@ class LabelSetSource:
         ]
         return parts[0] if len(parts) == 1 else LabelSets.joined(parts)
 
-    def fingerprint(self) -> Fingerprint:
-        return self.parquet.fingerprint()
+    def seams(self, rows: int) -> NDArray[np.int64]:
+        return self.parquet.seams(rows)
+
+    def fingerprint(self, bounds: Sequence[int] = ()) -> Fingerprint:
+        return self.parquet.fingerprint(bounds)
 
     def nbytes(self, block: Sequence[int]) -> int:
         rows = sum(group.stop - group.start for group in self.parquet.groups)

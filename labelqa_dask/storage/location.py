@@ -203,6 +203,15 @@ class Location:
             self.create()
         self.attempt(path, lambda: obstore.put(self.store, path, content))
 
+    def copy(self, path: str, to: str) -> None:
+        """Copy an object in the store, without reading it; on a disk both share the space (a hard link)."""
+        try:
+            self.attempt(path, lambda: obstore.copy(self.store, path, to))
+        except FileNotFoundError:
+            raise
+        except StorageError:  # a store that cannot copy, a disk without links
+            self.write(to, self.read(path))
+
     def entries(self, prefix: str | None = None) -> Iterator[Entry]:
         """Every object below this location, or below a path in it, in no particular order."""
         if self.local_path and not os.path.isdir(self.local_path):

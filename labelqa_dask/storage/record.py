@@ -2,10 +2,12 @@
 
     OUT/latest.json               the newest complete version; written last; readers start here
     OUT/v000001/                  what is published
-    OUT/v000001/_run/             manifest.json, stats/<pass>.npz, done/<region>.json, bad/<region>.json, timings.json
+    OUT/v000001/_run/             manifest.json, regions.json, stats/<pass>.npz, merged/<pass>.npz,
+                                  partial/<pass>/<region>.npz.zst, done/<region>.json, bad/<region>.json, timings.json
 
 The record, not a future in some scheduler's memory, is what a run is: whatever it says is done is done, and the rest is
-done by running the same command again.
+done by running the same command again. What is done of a region is known by a key, the digest of all that it follows
+from, so that the next version can take it over where that is the same.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self, TypeVar, get_type_hints
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from labelqa_dask.core.errors import OutdatedRun, RunConflict, StorageError
 from labelqa_dask.core.summary import Summary
@@ -26,6 +30,9 @@ from labelqa_dask.storage.location import Location
 Json = dict[str, Any]
 StateT = TypeVar("StateT")
 
+STATS, MERGED = "stats", "merged"
+"""Where the states are that scores rest on, and those of the data where the former are frozen."""
+
 
 @dataclass(frozen=True)
 class Sealed:
@@ -33,7 +40,7 @@ class Sealed:
 
     def to_json(self) -> bytes:
         content = dict(_encode(self))
-        content["digest"] = _digest(content)
+        content["digest"] = json_digest(content)
         return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
 
     @classmethod
@@ -41,7 +48,7 @@ class Sealed:
         """What was written, or None where the object is damaged."""
         try:
             fields_ = json.loads(content)
-            if fields_.pop("digest") != _digest(fields_):
+            if fields_.pop("digest") != json_digest(fields_):
                 return None
             return _decode(cls, fields_)
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -55,6 +62,8 @@ class Receipt(Sealed):
     Attributes
     ----------
     basis : digest of what the scores rest on: the manifest, and the regions that its statistics leave out.
+    key : digest of what they were made of: settings, the region's data, and the statistics.
+    origin : name of the version in which they were made; the others have taken them over.
     scored : whether there are scores; a region whose data cannot be scored is written without any.
     cuts : where the rows were cut into blocks, both ends included.
     rows, blocks : digest of each output that was written for all rows at once, and of each one written block by block.
@@ -65,12 +74,29 @@ class Receipt(Sealed):
     start: int
     stop: int
     basis: str
+    key: str
+    origin: str
     scored: bool
     cuts: tuple[int, ...]
     rows: Mapping[str, str]
     blocks: Mapping[str, str]
     summary: Summary
     files: Mapping[str, str] = field(default_factory=dict)
+
+    def moved(self, region: str, start: int, basis: str, files: Mapping[str, str]) -> Self:
+        """As that of a region of the same rows with another name, number of the first row, basis, and files."""
+        by = start - self.start
+        worst = replace(self.summary.worst, rows=self.summary.worst.rows + by)
+        return replace(
+            self,
+            region=region,
+            start=start,
+            stop=self.stop + by,
+            basis=basis,
+            cuts=tuple(cut + by for cut in self.cuts),
+            summary=replace(self.summary, worst=worst),
+            files=files,
+        )
 
 
 @dataclass(frozen=True)
@@ -89,6 +115,14 @@ class Published(Sealed):
     """Digest of each file of a version that no region has written."""
 
     files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Contents(Sealed):
+    """What tells of each region of a manifest whether its data have changed: 32 hexadecimal digits each."""
+
+    manifest: str
+    digests: str
 
 
 @dataclass(frozen=True)
@@ -113,12 +147,12 @@ class Version:
             return None
         try:
             manifest: Json = json.loads(content)
-            return manifest if manifest.pop("checksum") == _digest(manifest) else None
+            return manifest if manifest.pop("checksum") == json_digest(manifest) else None
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def write_manifest(self, manifest: Json) -> None:
-        self.run.write("manifest.json", dump_json({**manifest, "checksum": _digest(manifest)}))
+        self.run.write("manifest.json", dump_json({**manifest, "checksum": json_digest(manifest)}))
 
     def receipts(self, basis: str) -> Iterator[Receipt]:
         """The valid receipts that rest on a basis, in the order of their regions; listed once, held one at a time."""
@@ -127,6 +161,11 @@ class Version:
             receipt = Receipt.from_json(content)
             if receipt is not None and receipt.basis == basis:
                 yield receipt
+
+    def receipt(self, region: str) -> Receipt | None:
+        """The receipt of a region, or None where there is none that can be read."""
+        content = self.run.read_if_exists(f"done/{region}.json")
+        return None if content is None else Receipt.from_json(content)
 
     def write_receipt(self, receipt: Receipt) -> None:
         self.run.write(f"done/{receipt.region}.json", receipt.to_json())
@@ -146,23 +185,43 @@ class Version:
         published = Published.from_json(content) if content is not None else None
         return published.files if published else None
 
-    def read_state(self, name: str, kind: type[StateT], basis: str) -> StateT | None:
+    def read_state(self, name: str, kind: type[StateT], basis: str, folder: str = STATS) -> StateT | None:
         """The state of a finished pass, or None where it is to be done."""
-        content = self.run.read_if_exists(f"stats/{name}.npz")
-        if content is None:
+        return _load_state(self.run.read_if_exists(f"{folder}/{name}.npz"), kind, basis)
+
+    def write_state(self, name: str, state: Any, basis: str, folder: str = STATS) -> None:
+        self.run.write(f"{folder}/{name}.npz", _dump_state(state, basis))
+
+    def contents(self, manifest: str) -> NDArray[np.uint8] | None:
+        """What tells of each region whether its data have changed (regions, 16), or None where it cannot be read."""
+        content = self.run.read_if_exists("regions.json")
+        found = Contents.from_json(content) if content is not None else None
+        if found is None or found.manifest != manifest:
             return None
+        return np.frombuffer(bytes.fromhex(found.digests), np.uint8).reshape(-1, 16)
+
+    def write_contents(self, contents: NDArray[np.uint8], manifest: str) -> None:
+        self.run.write("regions.json", Contents(manifest, contents.tobytes().hex()).to_json())
+
+    def partials(self, name: str) -> set[str]:
+        """The regions of which a partial state of a pass was written."""
+        return {entry.path.partition(".")[0] for entry in (self.run / "partial" / name).entries()}
+
+    def read_partial(self, name: str, region: str, kind: type[StateT], key: str) -> StateT | None:
+        """The state of a pass over one region, or None where it was made of something else, or not at all."""
+        content = self.run.read_if_exists(_partial(name, region))
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                if str(arrays["basis"]) != basis:
-                    return None
-                return kind(**{f.name: _scalar(arrays[f.name]) for f in fields(kind)})  # type: ignore[arg-type]
-        except Exception:  # what a damaged archive raises is not to be foreseen
+            with pa.CompressedInputStream(pa.BufferReader(content or b""), "zstd") as stream:
+                return _load_state(stream.read(), kind, key)
+        except (pa.ArrowException, OSError):
             return None
 
-    def write_state(self, name: str, state: Any, basis: str) -> None:
-        buffer = io.BytesIO()
-        np.savez(buffer, basis=np.array(basis), **{f.name: getattr(state, f.name) for f in fields(state)})
-        self.run.write(f"stats/{name}.npz", buffer.getvalue())
+    def write_partial(self, name: str, region: str, state: Any, key: str) -> None:
+        """Histograms are mostly empty: compressed, they are a few kilobytes."""
+        buffer = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(buffer, "zstd") as stream:
+            stream.write(_dump_state(state, key))
+        self.run.write(_partial(name, region), buffer.getvalue().to_pybytes())
 
     def publish(
         self, files: Mapping[str, bytes], metadata: Iterable[str], content: Json, check: Callable[[], None]
@@ -179,7 +238,34 @@ class Version:
         self.run.write("published.json", Published(digests).to_json())
         check()
         pointer = {"version": self.name, **content}
-        self.out.write("latest.json", dump_json({**pointer, "checksum": _digest(pointer)}))
+        self.out.write("latest.json", dump_json({**pointer, "checksum": json_digest(pointer)}))
+
+
+def _partial(name: str, region: str) -> str:
+    return f"partial/{name}/{region}.npz.zst"
+
+
+def _dump_state(state: Any, basis: str) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, basis=np.array(basis), **{f.name: getattr(state, f.name) for f in fields(state)})
+    return buffer.getvalue()
+
+
+def _load_state(content: bytes | None, kind: type[StateT], basis: str) -> StateT | None:
+    if content is None:
+        return None
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            if str(arrays["basis"]) != basis:
+                return None
+            return kind(**{f.name: _scalar(arrays[f.name]) for f in fields(kind)})  # type: ignore[arg-type]
+    except Exception:  # what a damaged archive raises is not to be foreseen
+        return None
+
+
+def state_digest(state: Any) -> str:
+    """Digest of every bit of a state."""
+    return content_digest(_dump_state(state, ""))
 
 
 def latest(out: Location) -> Version | None:
@@ -190,7 +276,7 @@ def latest(out: Location) -> Version | None:
     try:
         pointer = json.loads(content)
         checksum = pointer.pop("checksum", None)
-        name = pointer["version"] if checksum in (None, _digest(pointer)) else ""
+        name = pointer["version"] if checksum in (None, json_digest(pointer)) else ""
     except (ValueError, KeyError, TypeError, AttributeError):
         name = ""
     if not _is_version(str(name)):
@@ -218,25 +304,35 @@ def version_names(out: Location) -> list[str]:
     return [name for name in out.children() if _is_version(name)]
 
 
+def prune(out: Location, keep: int) -> None:
+    """Delete published versions but so many of the newest; without its manifest a version counts for nothing."""
+    newest = latest(out)
+    published = [name for name in version_names(out) if newest and name <= newest.name]
+    for name in published[: -max(1, keep)]:
+        version = Version(out, name)
+        version.run.delete_object("manifest.json")
+        version.location.delete()
+
+
 def _is_version(name: str) -> bool:
     return len(name) == 7 and name[0] == "v" and name[1:].isdecimal()
 
 
 # Parts of a manifest that say when and by what it was made, not what is to be computed.
-_CIRCUMSTANCES = ("created", "software", "digest")
+_CIRCUMSTANCES = ("created", "software", "previous", "digest")
 # Parts of an input that are found, not set.
 _FACTS = ("shape", "dtype", "objects", "bytes", "digest")
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
     """Digest of what a manifest says is to be computed."""
-    return _digest({key: value for key, value in manifest.items() if key not in _CIRCUMSTANCES})
+    return json_digest({key: value for key, value in manifest.items() if key not in _CIRCUMSTANCES})
 
 
 def basis_of(manifest: str, left_out: Iterable[str]) -> str:
     """Digest of what a run's statistics rest on: its manifest, and the regions that they leave out."""
     names = sorted(left_out)
-    return _digest([manifest, names]) if names else manifest
+    return json_digest([manifest, names]) if names else manifest
 
 
 def check_same(manifest: Json, planned: Json, where: str) -> None:
@@ -280,7 +376,8 @@ def dump_json(content: Any) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _digest(content: Any) -> str:
+def json_digest(content: Any) -> str:
+    """Digest of what JSON can hold."""
     return content_digest(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from hashlib import sha256
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,8 +25,10 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 
 from labelqa_dask.core.errors import StorageError
 from labelqa_dask.core.kernels import Array
-from labelqa_dask.storage.location import Location
+from labelqa_dask.storage.location import Location, map_ahead
 from labelqa_dask.storage.record import content_digest
+
+_COPIES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,23 @@ class Sink(Protocol):
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
     ) -> dict[str, str]: ...
+    def take_over(
+        self,
+        former: Location,
+        was: tuple[str, int],
+        region: str,
+        start: int,
+        stop: int,
+        outputs: Sequence[OutputArray],
+        files: Mapping[str, str],
+    ) -> Mapping[str, str]:
+        """Copy what was written for the rows of a region in a former version, a folder of the same place.
+
+        There the region may have had another name and another first row, and digests of its `files`. Raises
+        FileNotFoundError where something is missing there.
+        """
+        ...
+
     def metadata(self) -> list[str]:
         """Objects that no region writes, by their path in the version."""
         ...
@@ -112,6 +132,31 @@ class ZarrSink:
             location.attempt(output.name, partial(array.__setitem__, slice(start, stop), values))
         return {}
 
+    def take_over(
+        self,
+        former: Location,
+        was: tuple[str, int],
+        region: str,
+        start: int,
+        stop: int,
+        outputs: Sequence[OutputArray],
+        files: Mapping[str, str],
+    ) -> Mapping[str, str]:
+        for output in outputs:
+            array = self._location_of(output.name).attempt(output.name, partial(self._open, output.name))
+            length, *others = output.chunks
+            within = [range(-(-size // chunk)) for size, chunk in zip(output.shape[1:], others, strict=True)]
+            folder = f"{output.group}.zarr/{output.name}"
+            pairs = []
+            for number, *inner in product(range(-(-(stop - start) // length)), *within):
+                keys = (
+                    array.metadata.encode_chunk_key((first // length + number, *inner)) for first in (was[1], start)
+                )
+                pairs.append((f"{folder}/{next(keys)}", f"{folder}/{next(keys)}"))
+            # A chunk in which nothing is marked is not written.
+            _copy(former, self.location, pairs, may_be_missing=output.dtype == np.bool_)
+        return {}
+
     def metadata(self) -> list[str]:
         groups = [f"{group}.zarr/zarr.json" for group in sorted(set(self.groups.values()))]
         return [*groups, *(f"{group}.zarr/{name}/zarr.json" for name, group in self.groups.items())]
@@ -137,6 +182,22 @@ class ZarrSink:
             store = ZarrObjectStore(self._location_of(name).store)
             self._arrays[name] = zarr.open_array(store, path=name, mode="r+")
         return self._arrays[name]
+
+
+def _copy(former: Location, version: Location, pairs: Sequence[tuple[str, str]], *, may_be_missing: bool) -> None:
+    """Copy objects of one version into another, by their paths in them."""
+
+    def copy(pair: tuple[str, str]) -> None:
+        to = f"{version.name}/{pair[1]}"
+        try:
+            version.parent.copy(f"{former.name}/{pair[0]}", to)
+        except FileNotFoundError:
+            if not may_be_missing:
+                raise
+            version.parent.delete_object(to)
+
+    for _ in map_ahead(copy, pairs, _COPIES_AT_ONCE):
+        pass
 
 
 def group_documents(outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> dict[str, bytes]:
@@ -197,6 +258,25 @@ class ParquetSink:
             kept = output.name == "id" and ids is not None
             columns[output.name] = ids if kept else pa.nulls(stop - start, _arrow_type(output))
         return self._write(region, columns)
+
+    def take_over(
+        self,
+        former: Location,
+        was: tuple[str, int],
+        region: str,
+        start: int,
+        stop: int,
+        outputs: Sequence[OutputArray],
+        files: Mapping[str, str],
+    ) -> Mapping[str, str]:
+        old, new = (f"{self.location.name}/{self.part(name)}" for name in (was[0], region))
+        if was[1] == start:
+            _copy(former, self.location.parent, [(old, new)], may_be_missing=False)
+            return {new: files[old]}
+        table = pq.read_table(io.BytesIO(former.read(old)))
+        content = parquet_bytes(table.set_column(0, "row", pa.array(np.arange(start, stop, dtype=np.int64))))
+        self.location.parent.write(new, content)
+        return {new: content_digest(content)}
 
     def metadata(self) -> list[str]:
         return []

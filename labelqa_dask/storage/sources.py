@@ -14,12 +14,12 @@ import json
 import re
 import warnings
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -32,23 +32,39 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError, nearest
 from labelqa_dask.core.kernels import Array
-from labelqa_dask.storage.location import Location
+from labelqa_dask.storage.location import Entry, Location
 
 Index = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What tells whether stored data have changed: the objects they consist of, by name, size and version."""
+    """What tells whether stored data have changed: the objects they consist of, by name, size and version.
+
+    `regions` tells as much of some ranges of rows: the objects that hold them, and how they are read.
+    """
 
     objects: int
     bytes: int
     digest: str
+    regions: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, entries: Sequence[tuple[str, int, str]]) -> Self:
-        text = json.dumps(sorted(entries))
-        return cls(len(entries), sum(size for _, size, _ in entries), hashlib.sha256(text.encode()).hexdigest()[:32])
+    def of(cls, entries: Iterable[tuple[str, int, str]]) -> Self:
+        """Of objects in any order: hashes are added up, so however many there are, none is held."""
+        count = nbytes = total = 0
+        for entry in entries:
+            count, nbytes, total = count + 1, nbytes + entry[1], total + hash_of(entry)
+        return cls(count, nbytes, _as_digest(total))
+
+
+def hash_of(value: Any) -> int:
+    """128 bits of a value that JSON can hold."""
+    return int.from_bytes(hashlib.sha256(json.dumps(value).encode()).digest()[:16])
+
+
+def _as_digest(total: int) -> str:
+    return f"{total % (1 << 128):032x}"
 
 
 class Source(Protocol):
@@ -85,7 +101,16 @@ class Source(Protocol):
         """Values at a slice along each dimension."""
         ...
 
-    def fingerprint(self) -> Fingerprint: ...
+    def seams(self, rows: int) -> NDArray[np.int64]:
+        """Rows at which ranges of about so many rows begin wherever the ones before end.
+
+        They follow from what is stored there, so that data which come or go elsewhere do not move them.
+        """
+        ...
+
+    def fingerprint(self, bounds: Sequence[int] = ()) -> Fingerprint:
+        """What tells whether the data have changed: all of them, and those of the rows between bounds."""
+        ...
 
     def nbytes(self, block: Sequence[int]) -> int:
         """Memory of a block of some shape, once it is read."""
@@ -227,9 +252,37 @@ class ZarrSource:
                     f"It reads as the fill value {fill}: write it, or drop these examples.",
                 )
 
-    def fingerprint(self) -> Fingerprint:
-        found = self.location.entries(self.array or None)
-        return Fingerprint.of([(entry.path, entry.size, entry.version) for entry in found])
+    def seams(self, rows: int) -> NDArray[np.int64]:
+        return np.empty(0, np.int64)
+
+    def fingerprint(self, bounds: Sequence[int] = ()) -> Fingerprint:
+        """Chunks count for the regions whose rows they hold; of the metadata what tells how these are decoded."""
+        totals = [0] * max(0, len(bounds) - 1)
+        starts, stops = np.asarray(bounds[:-1], np.int64), np.asarray(bounds[1:], np.int64)
+        rows = self.chunks[0] if self.chunks else 1
+
+        def count(entry: Entry) -> tuple[str, int, str]:
+            found = (entry.path, entry.size, entry.version)
+            number = _row_of_chunk(entry.path.removeprefix(f"{self.array}/"))
+            if number is not None and totals:
+                first = int(np.searchsorted(stops, number * rows, side="right"))
+                last = int(np.searchsorted(starts, (number + 1) * rows))
+                for region in range(first, last):
+                    totals[region] += hash_of(found)
+            return found
+
+        whole = Fingerprint.of(map(count, self.location.entries(self.array or None)))
+        read = [self.place, self._decoding() if totals else ""]
+        regions = (
+            _as_digest(total + hash_of([*read, *rows])) for total, rows in zip(totals, pairwise(bounds), strict=True)
+        )
+        return replace(whole, regions=tuple(regions))
+
+    def _decoding(self) -> str:
+        """Digest of the metadata that a region's values follow from: not the length, nor what is said of the array."""
+        metadata = _open_planned(self.location, self.array, self.metadata).metadata.to_dict()
+        kept = {key: value for key, value in metadata.items() if key not in ("shape", "attributes")}
+        return _digest_of_json([kept, self.shape[1:], self.attributes])
 
     def nbytes(self, block: Sequence[int]) -> int:
         return int(np.prod(block)) * self.dtype.itemsize
@@ -271,6 +324,15 @@ def _chunks_in(node: zarr.Array[Any], index: Index) -> Iterator[tuple[tuple[int,
         )
 
 
+_CHUNK_KEY = re.compile(r"(?:c[/.])?(\d+)(?:[/.]\d+)*")
+
+
+def _row_of_chunk(path: str) -> int | None:
+    """Number along the rows of the chunk that an object of an array holds; None where it holds none."""
+    found = _CHUNK_KEY.fullmatch(path)
+    return int(found[1]) if found else None
+
+
 def _chunk_key(node: zarr.Array[Any], chunk: tuple[int, ...]) -> str:
     return node.metadata.encode_chunk_key(chunk)
 
@@ -295,7 +357,11 @@ def _cf_attributes(node: zarr.Array[Any]) -> dict[str, Any]:
 def _digest_of(node: zarr.Array[Any]) -> str:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification")
-        text = json.dumps(node.metadata.to_dict(), sort_keys=True, default=str)
+        return _digest_of_json(node.metadata.to_dict())
+
+
+def _digest_of_json(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -447,8 +513,24 @@ class ParquetSource:
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def fingerprint(self) -> Fingerprint:
-        return Fingerprint.of(self.files)
+    def seams(self, rows: int) -> NDArray[np.int64]:
+        """Where files begin: every file where they are large, else those chosen by a hash of their names."""
+        starts = {group.file: group.start for group in reversed(self.groups)}
+        most = max(1, rows * len(starts) // max(1, self.shape[0]))
+        every = 1 << most.bit_length() - 1
+        return np.array(sorted(start for file, start in starts.items() if hash_of(file) % every == 0), np.int64)
+
+    def fingerprint(self, bounds: Sequence[int] = ()) -> Fingerprint:
+        """A range of rows is known by the row groups that it reads, wherever these are in the whole."""
+        regions = (_as_digest(hash_of(self._reads(start, stop))) for start, stop in pairwise(bounds))
+        return replace(Fingerprint.of(self.files), regions=tuple(regions))
+
+    def _reads(self, start: int, stop: int) -> list[Any]:
+        groups = [
+            (g.file, g.version, g.group, g.nbytes, max(start - g.start, 0), min(stop, g.stop) - g.start)
+            for g in self.rows(start, stop).groups
+        ]
+        return [self.location.url, self.columns, str(self.dtype), self.shape[1:], groups]
 
     def nbytes(self, block: Sequence[int]) -> int:
         return int(np.prod(block)) * self.dtype.itemsize

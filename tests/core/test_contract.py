@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import reduce
 from itertools import pairwise, product
 from typing import Any, Literal, get_args, get_origin
@@ -19,6 +20,7 @@ from labelqa_dask.core import blocks, public
 from labelqa_dask.core.class_scores import ClassScores
 from labelqa_dask.core.errors import InvalidConfig
 from labelqa_dask.core.task import Block, State, get_task, merge_states, task_names
+from labelqa_dask.storage.record import state_digest
 from tests.strategies import annotations, probabilities
 
 SIZES = {"example": 12, "class": 3, "y": 4, "x": 5}
@@ -212,6 +214,29 @@ def test_states_survive_storage_without_pickle(task: Any, params: Any) -> None:
         with np.load(buffer, allow_pickle=False) as stored:
             again = type(state)(**{name: stored[name] for name in stored.files})
         assert_same(again.merge(state).result(), state.merge(state).result())
+
+
+@each_method
+def test_what_does_not_say_so_does_not_depend_on_the_numbers_of_rows(task: Any, params: Any) -> None:
+    """The next version takes it over for rows that have moved."""
+    arrays = inputs(task)
+    stats = stats_of(task, params, arrays)
+    (block,) = parts(task, arrays, [0, 12])
+    sizes = {**block.sizes, "example": 1 << 20}
+    moved = replace(block, origin={"example": 123_456}, sizes=sizes)
+    steps = needed_passes(task, params, stats)
+    for step in steps:
+        if not step.by_row:
+            assert state_digest(step.reduce(moved, params, stats)) == state_digest(step.reduce(block, params, stats))
+    if not any(step.by_row for step in steps):
+        here, there = (blocks.finished(task.score(each, params, stats)) for each in (block, moved))
+        for spec in task.written(params):
+            np.testing.assert_array_equal(there[spec.name], here[spec.name])
+
+
+@each_method
+def test_parameters_come_back_from_a_manifest(task: Any, params: Any) -> None:
+    assert task.params(**json.loads(json.dumps(params.model_dump(mode="json")))) == params
 
 
 @each_method

@@ -26,7 +26,7 @@ from pipelines.plan import make_plan
 from pipelines.regions import Progress
 from pipelines.verify import verify
 from tests.faults.invocations import Invocations
-from tests.faults.tasks import REGION_ROWS, ROWS, TASKS, audit_of
+from tests.faults.tasks import REGION_ROWS, ROWS, TASKS, audit_of, store_parquet
 from tests.pipelines.audits import RESOURCES, Audit, on_disk, wait_until
 from tests.pipelines.crowds import LONG
 from tests.pipelines.crowds import audit_of as audit_of_crowd
@@ -116,6 +116,33 @@ def test_a_run_that_is_killed_anywhere_is_finished_to_the_same_bytes(
     other = audit.changed(out="undisturbed")
     other.run()
     assert audit.published() == other.published()
+    assert verify(audit.location).problems == ()
+
+
+@on_disk
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(p, id=" ".join(p), marks=[] if p[2] == "5" else pytest.mark.slow)
+        for p in [("regions", PASS, "1"), ("regions", "score", "1"), ("regions", "score", "5")]
+    ],
+)
+def test_a_refresh_that_is_killed_is_finished_to_the_same_bytes(
+    point: tuple[str, ...], place: Place, client: Client, tmp_path: Path
+) -> None:
+    audit = audit_of(place, client, TASKS["multiclass"], "parquet").changed(refresh={"statistics": "frozen"})
+    other = audit.changed(out="undisturbed")
+    for each in (audit, other):
+        each.run()
+    store_parquet(place("data"), replace(audit.data, ids=audit.data.ids[::-1]), [12])  # type: ignore[arg-type]
+    kill_driver(audit, Invocations(tmp_path / "begun"), point)
+    assert latest(audit.location) == audit.version("v000001")
+    before = audit.receipts("v000002")
+    assert not audit.run().unchanged
+    after = audit.receipts("v000002")
+    assert {path: after[path] for path in before} == before, "what has a receipt is not done again"
+    other.run()
+    assert audit.published("v000002") == other.published("v000002")
     assert verify(audit.location).problems == ()
 
 

@@ -185,3 +185,25 @@ def test_compare_shows_what_has_changed_between_two_versions(audited):
     assert there_and_back.startswith("v000002 → v000001  ")
     told = labelqa("compare", f"{audited}/compared", "--from", "v7", expect=1).stderr
     assert "has no published version 'v7'. There are: v000001, v000002." in told
+
+
+def test_a_refresh_says_what_was_taken_over_and_what_was_read(audited):
+    group = zarr.open_group(str(audited / "grown.zarr"), mode="w")
+    source = zarr.open_group(str(audited / "data.zarr"), mode="r")
+    for name in ("labels", "pred_probs"):
+        group.create_array(name, data=source[name][:], chunks=source[name].chunks)
+    settings = [f"input.{name}.uri={audited}/grown.zarr" for name in ("labels", "pred_probs")]
+    settings += [f"output.uri={audited}/grown", "params.adjust_pred_probs=true"]
+    command = [audited / "audit.yaml", *(part for setting in settings for part in ("--set", setting))]
+    assert "refreshed" not in labelqa("run", *command, "--no-prefect").stdout
+    for name in ("labels", "pred_probs"):
+        group[name].append(source[name][:15])
+    assert "2 of 12 regions have changed since v000001" in labelqa("plan", *command).stdout
+    printed = labelqa("run", *command, "--no-prefect").stdout
+    assert "v000001: 0 of 12 regions taken over, 12 scored\n" in printed
+    assert "regions read for statistics: 2 for confident_thresholds\n" in printed
+    assert "the statistics moved, so that every region was scored again" in printed
+    group["labels"][3] = (group["labels"][3] + 1) % 3
+    printed = labelqa("run", *command, "--no-prefect", "--set", "refresh.statistics=frozen").stdout
+    assert "v000002: 11 of 12 regions taken over, 1 scored\n" in printed
+    assert "Scores rest on the statistics of v000002, of 115 examples. Those of these data would be other by" in printed

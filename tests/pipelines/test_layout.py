@@ -231,7 +231,7 @@ def test_the_layout_does_not_depend_on_the_cluster(tmp_path: Path) -> None:
     for resources in (Resources(1, 1, 1 << 40), Resources(64, 8, 16 << 30)):
         other = make_plan(plan.config, resources)
         assert other.layout == plan.layout
-        assert other.manifest() == plan.manifest()
+        assert other.manifest(other.look_up()[0]) == plan.manifest(plan.look_up()[0])
 
 
 def test_names_of_regions_sort_however_many_there_are() -> None:

@@ -317,6 +317,31 @@ def test_a_location_is_small_and_works_in_another_process(place: Place, client: 
     assert process != os.getpid()
 
 
+def test_a_copy_is_whole_and_takes_the_place_of_what_was_there(place: Place) -> None:
+    out = place("out")
+    out.write("v1/a b/c", b"new")
+    out.write("v2/d", b"old")
+    out.copy("v1/a b/c", "v2/d")
+    out.copy("v1/a b/c", "v3/deep/er/e")
+    assert (out.read("v2/d"), out.read("v3/deep/er/e")) == (b"new", b"new")
+    out.write("v1/a b/c", b"newer")
+    assert out.read("v2/d") == b"new", "objects are written anew, never changed where they are"
+    with pytest.raises(FileNotFoundError):
+        out.copy("v1/nothing", "v2/d")
+    assert out.read("v2/d") == b"new"
+
+
+def test_a_copy_works_where_the_store_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError("Operation not supported (os error 95)")
+
+    out = Location.parse(tmp_path)
+    out.write("a", b"content")
+    monkeypatch.setattr("obstore.copy", refuse)
+    out.copy("a", "b")
+    assert out.read("b") == b"content"
+
+
 def test_an_error_that_is_met_on_a_worker_arrives_as_what_it_is(place: Place, client: Client) -> None:
     location = place("data.zarr")
     location.write("zarr.json", b'{"zarr_format": 3, "node_type": "group", "attributes": {}}')

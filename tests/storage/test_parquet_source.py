@@ -292,6 +292,29 @@ def test_a_fingerprint_changes_with_a_file_and_only_then(place: Place) -> None:
     assert values_in(folder) == [1, 2, 1, 3]
 
 
+def test_a_region_is_known_by_its_row_groups_wherever_they_are(place: Place) -> None:
+    folder = place("data")
+    for name in ("b", "c"):
+        store_table(folder, f"{name}.parquet", {"x": list(range(10))})
+    bounds = [0, 4, 8, 10, 14, 20]
+    before = open_files(folder, "x", stack=False).fingerprint(bounds).regions
+    assert len(set(before)) == 5
+    store_table(folder, "a.parquet", {"x": [7] * 5})
+    source = open_files(folder, "x", stack=False)
+    assert source.fingerprint([bound + 5 for bound in bounds]).regions == before
+    assert not set(source.fingerprint([bound + 4 for bound in bounds]).regions) & set(before)
+    store_table(folder, "b.parquet", {"x": list(range(1, 11))})
+    after = open_files(folder, "x", stack=False).fingerprint([bound + 5 for bound in bounds]).regions
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False] * 3 + [True] * 2
+
+
+def test_a_region_of_another_column_is_another(tmp_path: Path) -> None:
+    store_table(Location.parse(tmp_path), "a.parquet", {"x": [1, 2], "y": [1, 2]})
+    x, y = (open_files(Location.parse(tmp_path), name, stack=False).fingerprint([0, 2]) for name in "xy")
+    assert x.digest == y.digest
+    assert x.regions != y.regions
+
+
 def test_a_place_names_the_file_and_the_columns(tmp_path: Path) -> None:
     location = Location.parse(tmp_path)
     table = {f"p{j}": [1.0] for j in range(5)}

@@ -28,6 +28,8 @@ from labelqa_dask.storage.record import (
     latest,
     manifest_digest,
     next_version,
+    prune,
+    state_digest,
     unfinished,
     version_names,
 )
@@ -58,7 +60,9 @@ def summary_of(values: NDArray[np.float64], ids: NDArray[Any] | None = None, cla
 
 def receipt_of(summary: Summary, region: str = "00003") -> Receipt:
     rows, blocks = {"id": "digest", "image_scores": "another"}, {"pixel_scores": "a third"}
-    return Receipt(region, 30, 40, "digest of the manifest", True, (30, 37, 40), rows, blocks, summary)
+    return Receipt(
+        region, 30, 40, "digest of the manifest", "key", "v000001", True, (30, 37, 40), rows, blocks, summary
+    )
 
 
 def assert_same(left: Any, right: Any) -> None:
@@ -162,6 +166,16 @@ def test_receipts_come_in_the_order_of_their_regions(place: Place) -> None:
     assert [receipt.region for receipt in version.receipts(good.basis)] == sorted(names)
 
 
+def test_a_receipt_moves_with_its_rows() -> None:
+    receipt = receipt_of(summary_of(np.array([0.5, 0.25, 0.75]), np.array(["a", "b", "c"], object)))
+    moved = receipt.moved("00007", 130, "another basis", {"scores/part-00007.parquet": "digest"})
+    assert (moved.region, moved.start, moved.stop, moved.cuts) == ("00007", 130, 140, (130, 137, 140))
+    assert moved.basis == "another basis"
+    assert (moved.key, moved.origin, moved.rows) == (receipt.key, receipt.origin, receipt.rows)
+    assert (moved.summary.worst.rows - receipt.summary.worst.rows).tolist() == [100, 100, 100]
+    assert_same(moved.moved("00003", 30, receipt.basis, {}), receipt)
+
+
 def test_bad_regions_are_those_of_one_manifest_and_undamaged(place: Place) -> None:
     version = Version(place("out"), "v000001")
     assert version.bad_regions("x") == {}
@@ -213,6 +227,47 @@ def test_a_state_comes_back_exactly(place: Place, state: Any) -> None:
     assert_same(version.read_state("means", type(state), "x"), state)
     assert version.read_state("means", type(state), "y") is None
     assert version.read_state("other", type(state), "x") is None
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: type(state).__name__)
+def test_the_state_of_a_region_comes_back_exactly_and_only_by_its_key(place: Place, state: Any) -> None:
+    version = Version(place("out"), "v000001")
+    assert version.partials("means") == set()
+    assert version.read_partial("means", "00001", type(state), "x") is None
+    version.write_partial("means", "00001", state, "x")
+    assert version.partials("means") == {"00001"}
+    assert_same(version.read_partial("means", "00001", type(state), "x"), state)
+    for name, region, key in (("means", "00001", "y"), ("means", "00002", "x"), ("other", "00001", "x")):
+        assert version.read_partial(name, region, type(state), key) is None
+
+
+def test_the_state_of_a_region_that_is_damaged_is_none(version: Version) -> None:
+    state = STATES[0]
+    version.write_partial("means", "00001", state, "x")
+    path = "partial/means/00001.npz.zst"
+    content = version.run.read(path)
+    for damaged in (
+        b"",
+        b"x" * 99,
+        content[:-20],
+        content[: len(content) // 2],
+        content[:40] + b"\xff" * 4 + content[44:],
+    ):
+        version.run.write(path, damaged)
+        assert version.read_partial("means", "00001", ClassMeans, "x") is None
+
+
+def test_a_mostly_empty_histogram_takes_little_room(version: Version) -> None:
+    counts = np.zeros(1 << 16, np.int64)
+    counts[40_000:41_000] = np.random.default_rng(0).integers(0, 1000, 1000)
+    version.write_partial("count", "00001", Histogram(counts), "x")
+    assert len(version.run.read("partial/count/00001.npz.zst")) < counts.nbytes // 50
+
+
+def test_states_differ_in_their_digest_where_a_bit_differs() -> None:
+    one, other = (ClassMeans(count=np.array([1, 2]), total=np.array([0.1 + x, 0.2])) for x in (0.0, 2e-17))
+    assert state_digest(one) == state_digest(replace(one, total=one.total.copy()))
+    assert state_digest(one) != state_digest(other)
 
 
 def test_a_state_of_another_kind_is_none(version: Version) -> None:
@@ -365,6 +420,32 @@ def test_versions_are_numbered_and_the_newest_unpublished_one_is_unfinished(plac
     Version(out, "v000010").publish({}, [], {}, unopposed)
     assert unfinished(out) is None
     assert latest(out) == Version(out, "v000010")
+
+
+def published(out: Location, name: str) -> Version:
+    version = Version(out, name)
+    version.write_manifest(signed(MANIFEST))
+    version.publish({"summary.json": b"{}"}, [], {})
+    return version
+
+
+def test_the_newest_versions_stay_and_one_in_the_making_is_not_counted(place: Place) -> None:
+    out = place("out")
+    for i in range(1, 5):
+        published(out, f"v{i:06d}")
+    Version(out, "v000005").write_manifest(signed(MANIFEST))
+
+    def there() -> list[str]:
+        return [name for name in version_names(out) if (out / name).exists()]
+
+    prune(out, 2)
+    assert there() == ["v000003", "v000004", "v000005"]
+    prune(out, 2)
+    assert there() == ["v000003", "v000004", "v000005"]
+    prune(out, 1)
+    assert there() == ["v000004", "v000005"]
+    assert latest(out) == Version(out, "v000004")
+    assert unfinished(out) == Version(out, "v000005")
 
 
 def test_only_versions_count_as_versions(place: Place) -> None:

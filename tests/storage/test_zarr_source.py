@@ -224,6 +224,54 @@ def test_a_fingerprint_changes_with_a_chunk_or_the_metadata_and_only_then(place:
     assert open_array(location, "labels").fingerprint().digest != changed.digest
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"zarr_format": 3},
+        {"zarr_format": 2},
+        {"zarr_format": 3, "chunk_key_encoding": {"name": "default", "separator": "."}},
+        {"zarr_format": 2, "chunk_key_encoding": {"name": "v2", "separator": "/"}},
+        {"zarr_format": 3, "chunks": (1, 2), "shards": (3, 4)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", ["pred_probs", "a/1/pred_probs"])
+def test_a_region_changes_with_the_chunks_that_hold_its_rows(layout: dict[str, Any], path: str, tmp_path: Path) -> None:
+    location = Location.parse(tmp_path)
+    store_array(location, path, pred_probs(), **layout)
+    bounds = [0, 3, 5, 6, 10]
+    stored: Any = zarr.open_array(ZarrObjectStore(location.store), path=path)
+
+    def regions() -> tuple[str, ...]:
+        return open_array(location, path).fingerprint(bounds).regions
+
+    before = regions()
+    assert len(set(before)) == 4
+    assert before == regions()
+    for row, changed in ((0, {0}), (4, {1, 2}), (7, {3}), (9, {3})):
+        stored[row] = stored[row][::-1]
+        after = regions()
+        assert {i for i in range(4) if after[i] != before[i]} == changed
+        before = after
+    stored.attrs["note"] = "new"
+    stored.resize((12, 4))
+    assert regions() == before, "neither what is said of an array nor its length is in its chunks"
+    stored.attrs["scale_factor"] = 0.5
+    assert not set(regions()) & set(before)
+
+
+def test_a_region_of_another_array_or_of_other_rows_is_another(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        store_array(Location.parse(tmp_path), name, np.zeros((6, 4)))
+    one, other = (open_array(Location.parse(tmp_path), name) for name in ("one", "other"))
+    found = {
+        *one.fingerprint([0, 3, 6]).regions,
+        *other.fingerprint([0, 3, 6]).regions,
+        *one.fingerprint([0, 2]).regions,
+    }
+    assert len(found) == 5
+
+
 def test_a_fingerprint_does_not_depend_on_the_order_of_a_listing() -> None:
     entries = [("a", 1, "x"), ("b", 2, "y")]
     assert Fingerprint.of(entries) == Fingerprint.of(entries[::-1])
