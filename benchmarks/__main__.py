@@ -1,4 +1,8 @@
-"""Print the tables: `python -m benchmarks [in_memory | end_to_end [GB] | crowd [ANNOTATIONS] | regression [ROWS]]`."""
+"""Print the tables: `python -m benchmarks [TABLE]`, or all of them.
+
+The tables are `in_memory`, `end_to_end [GB]`, `crowd [ANNOTATIONS]`, `regression [ROWS]`, `memory [MB [TASK ...]]` and
+`flat [GB ...]`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from rich.console import Console
 
 def main(arguments: list[str]) -> None:
     """Run what is asked for, or everything."""
-    from benchmarks import crowd, end_to_end, in_memory, regression
+    from benchmarks import crowd, end_to_end, in_memory, memory, regression
 
     console = Console(width=140)
     if not arguments or arguments[0] == "in_memory":
@@ -21,6 +25,10 @@ def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] == "regression":
         console.print(regression.in_memory())
         console.print(regression.end_to_end(*map(float, arguments[1:2])))
+    if not arguments or arguments[0] == "memory":
+        console.print(memory.table(*map(float, arguments[1:2]), *arguments[2:]))
+    if not arguments or arguments[0] == "flat":
+        console.print(memory.flat(*map(float, arguments[1:])))
 
 
 if __name__ == "__main__":

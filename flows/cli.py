@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
+from unicodedata import category
 
 import typer
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flows.imports import import_app
 from flows.screen import console, errors, print_pairs
@@ -172,15 +174,18 @@ def serve(
 @app.command()
 def demo(
     task: Annotated[
-        str, typer.Option(help="segmentation, multiclass, multilabel, multiannotator or regression.")
+        str,
+        typer.Option(
+            help="segmentation, multiclass, multilabel, multiannotator, regression, or diabetes (regression too)."
+        ),
     ] = "segmentation",
     out: Annotated[Path, typer.Option(help="Folder for the data, the configuration and the results.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Which labels are corrupted, and how.")] = 0,
 ) -> None:
     """Audit real data whose labels were corrupted on purpose, and say how many of those were found.
 
-    Trains a real model on scikit-learn's handwritten digits, out of sample, and runs the whole audit on a local
-    cluster. Takes about a minute.
+    Trains a real model on scikit-learn's handwritten digits or patients (regression: on simulated throws), out of
+    sample, and runs the whole audit on a local cluster. Takes about a minute.
     """
     from flows import demo as demonstration
     from flows.settings import load_config
@@ -428,8 +433,13 @@ def _table_of(frame: pd.DataFrame) -> Table:
         table.add_column(str(name), justify="right" if number else "left")
         formats.append((lambda value: f"{value:.4g}") if frame[name].dtype.kind == "f" else str)
     for row in frame.itertuples(index=False):
-        table.add_row(*(form(value) for form, value in zip(formats, row, strict=True)))
+        table.add_row(*(Text(_printable(form(value))) for form, value in zip(formats, row, strict=True)))
     return table
+
+
+def _printable(text: str) -> str:
+    """What comes from data, without what would command the terminal."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if category(character) == "Cc" else character for character in text)
 
 
 if __name__ == "__main__":

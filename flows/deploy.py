@@ -1,8 +1,8 @@
 """Audits that run on their own: deployments of the Prefect flow, by schedule or by hand, on a worker or in a process.
 
 Prefect is given no limit to the runs of a deployment at one time: the lease on the output refuses the second one, says
-who holds it, and outlives neither its holder nor a restart of Prefect's server. Such a limit would: one that is held
-when the server restarts fails the run that holds it, and may stay held.
+who holds it, and ends with its holder. The server keeps the slots of such a limit in memory: where it is restarted, the
+run that holds one is ended.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from distributed import Client
 
-from labelqa_dask.core.errors import InvalidInput, RunFailed
+from labelqa_dask.core.errors import InvalidInput, RunConflict, RunFailed
 from labelqa_dask.storage.annotations import AnnotationsSource
 from labelqa_dask.storage.lease import Lease, holding
 from labelqa_dask.storage.location import Location
@@ -86,7 +86,9 @@ def run_audit(
             _refuse_quarantined(plan, version, planned["digest"])
             clear(version)
             return Audited(Run(version), _findings(plan, Run(version)), unchanged=True, resumed=False)
-        _work(plan, version, version.manifest() or planned, client, listener, call, resumed, lease)
+        manifest = version.manifest() or planned
+        check_same(manifest, planned, str(version.location))
+        _work(plan, version, manifest, client, listener, call, resumed, lease)
     return Audited(Run(version), _findings(plan, Run(version)), unchanged=False, resumed=resumed)
 
 
@@ -111,10 +113,21 @@ def _work(
     timings: dict[str, float] = {}
 
     def timed(name: str, function: Callable[..., T], *args: Any) -> T:
+        lease.check()
         started = time.monotonic()
         result: T = call(name, function, *args)
         timings[name] = round(time.monotonic() - started, 3)
         return result
+
+    def may_publish() -> None:
+        lease.check()
+        now = version.manifest()
+        if now is None or now["digest"] != digest:
+            raise RunConflict(
+                "its manifest was replaced while this run was at work",
+                str(version.run / "manifest.json"),
+                "Nothing was published by this one. Run again with --fresh.",
+            )
 
     if any(isinstance(source, AnnotationsSource) for source in plan.sources.values()):
         plan = timed("group", group, plan, version, digest, client, listener)
@@ -124,9 +137,8 @@ def _work(
     timed("score", score, plan, version, digest, bad, client, listener)
     selection = timed("select", select, plan, version, digest, bad, client)
     _check_inputs_unchanged(plan, manifest, version)
-    lease.check()
     version.run.write("timings.json", dump_json({"seconds": timings, "resumed": resumed}))
-    timed("publish", publish, plan, version, manifest, selection)
+    timed("publish", publish, plan, version, manifest, selection, may_publish)
     clear(version)
 
 

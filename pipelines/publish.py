@@ -6,6 +6,7 @@ report says besides what has changed since the version before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,8 +32,11 @@ from pipelines.select import Selection
 _MOST_LISTED = 100
 
 
-def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) -> Json:
-    """Write the list of the worst, the classes, the summary and the report; then make the version the latest."""
+def publish(plan: Plan, version: Version, manifest: Json, selection: Selection, check: Callable[[], None]) -> Json:
+    """Write the list of the worst, the classes, the summary and the report; then make the version the latest.
+
+    What checks that this run may still publish is called just before.
+    """
     basis = basis_of(manifest["digest"], [region.region for region in selection.bad])
     stats = statistics(plan.task.name, plan.params, plan.layout.sizes["example"], version, basis, None)
     summary = _summary(plan, manifest, selection, stats, _crowd(plan, version, manifest["digest"], stats))
@@ -52,7 +56,7 @@ def publish(plan: Plan, version: Version, manifest: Json, selection: Selection) 
     files["report.html"] = render_report(summary, worst, _previews(selection), charts, tables, since).encode()
     told = {"task": plan.task.name, "published": datetime.now(UTC).isoformat(timespec="seconds")}
     written_before = ["_run/manifest.json", "_run/timings.json", *plan.sink(version.location).metadata()]
-    version.publish(files, written_before, told)
+    version.publish(files, written_before, told, check)
     return summary
 
 

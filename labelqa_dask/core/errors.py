@@ -40,7 +40,7 @@ class InvalidConfig(LabelQAError, ValueError):
 
 
 class RunConflict(LabelQAError):
-    """An unfinished run whose settings or inputs differ from what is asked for now."""
+    """Another run at the same output: at work there now, or unfinished and begun with other settings or inputs."""
 
 
 class OutdatedRun(RunConflict):

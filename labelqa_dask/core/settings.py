@@ -27,8 +27,9 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Inval
             problems.append(f"missing setting {place!r}")
         else:
             message = found["msg"].removeprefix("Value error, ")
-            got = "" if isinstance(found["input"], dict) else f" (got {_short(found['input'])})"
-            problems.append(f"{place}: {message}{got}" if place else message)
+            silent = found["type"] == "secret" or isinstance(found["input"], dict)
+            given = "" if silent else f" (got {_short(found['input'])})"
+            problems.append(f"{place}: {message}{given}" if place else message)
     return InvalidConfig("; ".join(problems), where)
 
 

@@ -170,23 +170,27 @@ class Survey(Rows):
     residual_scale, frac_neighbors, tolerance : float
     scaled : bool
         Whether distances are divided by their median.
-    neighbors : str
+    field : bool
+        Whether the field is wanted in any case.
+    sampled : bool
+        Whether distances to the nearest of a reference sample are wanted.
     n_neighbors : int
-        0 where neighbours are a share of all rows.
+        Whether those to a fixed number of neighbours are, and to how many; else 0.
     """
 
     residual_scale: float = 5.0
     frac_neighbors: float = 0.5
     tolerance: float = 1e-3
     scaled: bool = True
-    neighbors: str = "auto"
+    field: bool = False
+    sampled: bool = False
     n_neighbors: int = 0
 
     def result(self) -> Any:
         """`Shards`, a `Plane`, `ExactScores`, or `SampledDistances`."""
         if self.n_neighbors:
             return Shards.of(self, self.residual_scale, int(self.n_neighbors), bool(self.scaled))
-        if not self.complete or self.neighbors == "field":
+        if not self.complete or self.field:
             return Plane(self, Grid.of(self))
         per_unit = features_per_unit(self.deviation, self.residual_scale)
         points = Points.of(self.labels, self.residuals)
@@ -194,7 +198,7 @@ class Survey(Rows):
 
     def _sampled(self, distances: ExactScores | DistanceField) -> Any:
         """The distances, or those to the nearest of a sample where these are wanted."""
-        if self.neighbors != "pynndescent":
+        if not self.sampled:
             return distances
         return SampledDistances.of(self, distances, self.residual_scale, self.frac_neighbors, self.scaled)
 
@@ -231,7 +235,8 @@ def survey(block: Block, params: RegressionParams, stats: Stats) -> Survey:
         frac_neighbors=params.frac_neighbors,
         tolerance=params.tolerance,
         scaled=params.distance_scaling == "median",
-        neighbors=params.neighbors,
+        field=params.neighbors == "field",
+        sampled=params.neighbors == "pynndescent" and params.n_neighbors is None,
         n_neighbors=params.n_neighbors or 0,
     )
 

@@ -216,55 +216,120 @@ def _span(low_a: float, high_a: float, low_b: float, high_b: float) -> float:
 
 
 @kernel
+def _radius_at(
+    px: float, py: float, low: float, high: float, xs: Any, ys: Any, ws: Any, boxes: Any, mass: Any, k: float, room: Any
+) -> float:
+    """The distance at which the nearest of a place reach the weight k, known to lie between two bounds."""
+    near, shell, shell_weight = room
+    size = len(near)
+    weight, count = 0.0, 0
+    for other in range(len(boxes)):
+        o = boxes[other]
+        if np.hypot(_span(px, px, o[0], o[1]), _span(py, py, o[2], o[3])) < low:
+            weight += mass[other]
+        elif np.hypot(_gap(px, px, o[0], o[1]), _gap(py, py, o[2], o[3])) <= high:
+            start = other * size
+            _distances(px, py, xs[start : start + size], ys[start : start + size], near)
+            for j in range(size):
+                if near[j] < low:
+                    weight += ws[start + j]
+                elif near[j] <= high:
+                    shell[count], shell_weight[count] = near[j], ws[start + j]
+                    count += 1
+    radius, _ = _select(shell, shell_weight, count, k - weight)
+    return radius
+
+
+@kernel
+def _tell_apart(
+    box: Any, radius: float, slack: float, boxes: Any, mass: Any, size: int, runs: Any, edge: Any
+) -> tuple[int, int, float]:
+    """Leaves inside the radius for every point of a box, as runs of points, and those at its edge for some."""
+    n_runs, n_edge, weight = 0, 0, 0.0
+    for other in range(len(boxes)):
+        o = boxes[other]
+        far = np.hypot(_span(box[0], box[1], o[0], o[1]), _span(box[2], box[3], o[2], o[3]))
+        if far < radius - slack:
+            if n_runs > 0 and runs[n_runs - 1, 1] == other * size:
+                runs[n_runs - 1, 1] += size
+            else:
+                runs[n_runs, 0], runs[n_runs, 1] = other * size, (other + 1) * size
+                n_runs += 1
+            weight += mass[other]
+        elif np.hypot(_gap(box[0], box[1], o[0], o[1]), _gap(box[2], box[3], o[2], o[3])) <= radius + slack:
+            edge[n_edge] = other
+            n_edge += 1
+    return n_runs, n_edge, weight
+
+
+@kernel
+def _sum_of_nearest(
+    px: float,
+    py: float,
+    low: float,
+    high: float,
+    runs: Any,
+    inside: float,
+    edge: Any,
+    xs: Any,
+    ys: Any,
+    ws: Any,
+    boxes: Any,
+    mass: Any,
+    k: float,
+    room: Any,
+) -> tuple[float, float]:
+    """Sum of the distances of the nearest of a point that weigh k, and the last of them, between two bounds."""
+    near, shell, shell_weight = room
+    size = len(near)
+    low_squared, high_squared = low * low * (1 - 1e-12), high * high * (1 + 1e-12)
+    weight, total, count = inside, 0.0, 0
+    for e in range(len(runs)):
+        start, stop = runs[e]
+        total += _sum_of_run(px, py, xs[start:stop], ys[start:stop], ws[start:stop])
+    for e in range(len(edge)):
+        o = boxes[edge[e]]
+        start, stop = edge[e] * size, (edge[e] + 1) * size
+        if _gap(px, px, o[0], o[1]) ** 2 + _gap(py, py, o[2], o[3]) ** 2 > high_squared:
+            continue
+        if _span(px, px, o[0], o[1]) ** 2 + _span(py, py, o[2], o[3]) ** 2 < low_squared:
+            weight += mass[edge[e]]
+            total += _sum_of_run(px, py, xs[start:stop], ys[start:stop], ws[start:stop])
+            continue
+        _distances(px, py, xs[start:stop], ys[start:stop], near)
+        for j in range(size):
+            if near[j] < low:
+                weight += ws[start + j]
+                total += ws[start + j] * near[j]
+            elif near[j] <= high:
+                shell[count], shell_weight[count] = near[j], ws[start + j]
+                count += 1
+    radius, rest = _select(shell, shell_weight, count, k - weight)
+    return total + rest, radius
+
+
+@kernel
 def _distances_of_leaves(
     xs: Any, ys: Any, ws: Any, boxes: Any, mass: Any, k: float, first: int, last: int, size: int, out: Any
 ) -> None:
     m = len(xs)
-    shell, shell_weight = np.empty(m), np.empty(m)
-    inside_start, inside_stop, edge = np.empty((3, len(boxes)), np.int64)
-    near = np.empty(size)
-    centre_x, centre_y, radius, known = 0.0, 0.0, 0.0, np.inf
+    room = np.empty(size), np.empty(m), np.empty(m)
+    runs, edge = np.empty((len(boxes), 2), np.int64), np.empty(len(boxes), np.int64)
+    centre_x, centre_y, radius = 0.0, 0.0, np.inf
     for leaf in range(first, last):
         box = boxes[leaf]
         # The k-th distance at the middle of the leaf, bracketed by that of the leaf before.
         cx, cy = (box[0] + box[1]) / 2, (box[2] + box[3]) / 2
-        way = np.hypot(cx - centre_x, cy - centre_y)
-        low, high = (0.0, np.inf) if known == np.inf else (radius - way, radius + way)
-        margin = 1e-12 * (abs(high) if high < np.inf else 0.0)
-        low, high = low - margin, high + margin
-        weight, count = 0.0, 0
-        for other in range(len(boxes)):
-            o = boxes[other]
-            if np.hypot(_span(cx, cx, o[0], o[1]), _span(cy, cy, o[2], o[3])) < low:
-                weight += mass[other]
-            elif np.hypot(_gap(cx, cx, o[0], o[1]), _gap(cy, cy, o[2], o[3])) <= high:
-                start = other * size
-                _distances(cx, cy, xs[start : start + size], ys[start : start + size], near)
-                for j in range(size):
-                    if near[j] < low:
-                        weight += ws[start + j]
-                    elif near[j] <= high:
-                        shell[count], shell_weight[count] = near[j], ws[start + j]
-                        count += 1
-        radius, _ = _select(shell, shell_weight, count, k - weight)
-        centre_x, centre_y, known = cx, cy, radius
-        # Leaves that are inside, or at the edge, for every point of this one.
+        low, high = 0.0, np.inf
+        if radius < np.inf:
+            way = np.hypot(cx - centre_x, cy - centre_y)
+            margin = 1e-12 * (radius + way)
+            low, high = radius - way - margin, radius + way + margin
+        radius = _radius_at(cx, cy, low, high, xs, ys, ws, boxes, mass, k, room)
+        centre_x, centre_y = cx, cy
         reach = np.hypot(box[1] - box[0], box[3] - box[2]) / 2
         slack = reach + 1e-12 * (radius + reach)
-        n_inside, n_edge, inside_weight = 0, 0, 0.0
-        for other in range(len(boxes)):
-            o = boxes[other]
-            far = np.hypot(_span(box[0], box[1], o[0], o[1]), _span(box[2], box[3], o[2], o[3]))
-            if far < radius - slack:
-                if n_inside > 0 and inside_stop[n_inside - 1] == other * size:
-                    inside_stop[n_inside - 1] += size
-                else:
-                    inside_start[n_inside], inside_stop[n_inside] = other * size, (other + 1) * size
-                    n_inside += 1
-                inside_weight += mass[other]
-            elif np.hypot(_gap(box[0], box[1], o[0], o[1]), _gap(box[2], box[3], o[2], o[3])) <= radius + slack:
-                edge[n_edge] = other
-                n_edge += 1
+        n_runs, n_edge, inside = _tell_apart(box, radius, slack, boxes, mass, size, runs, edge)
         # Each point in turn; its k-th distance is bracketed by that of the middle and of the point before.
         last_x, last_y, last_radius = cx, cy, radius
         for i in range(leaf * size, (leaf + 1) * size):
@@ -273,31 +338,11 @@ def _distances_of_leaves(
             margin = 1e-12 * (radius + way)
             low = max(0.0, max(radius - way, last_radius - step) - margin)
             high = min(radius + way, last_radius + step) + margin
-            low_squared, high_squared = low * low * (1 - 1e-12), high * high * (1 + 1e-12)
-            weight, total, count = inside_weight, 0.0, 0
-            for e in range(n_inside):
-                start, stop = inside_start[e], inside_stop[e]
-                total += _sum_of_run(px, py, xs[start:stop], ys[start:stop], ws[start:stop])
-            for e in range(n_edge):
-                o = boxes[edge[e]]
-                start, stop = edge[e] * size, (edge[e] + 1) * size
-                if _gap(px, px, o[0], o[1]) ** 2 + _gap(py, py, o[2], o[3]) ** 2 > high_squared:
-                    continue
-                if _span(px, px, o[0], o[1]) ** 2 + _span(py, py, o[2], o[3]) ** 2 < low_squared:
-                    weight += mass[edge[e]]
-                    total += _sum_of_run(px, py, xs[start:stop], ys[start:stop], ws[start:stop])
-                    continue
-                _distances(px, py, xs[start:stop], ys[start:stop], near)
-                for j in range(size):
-                    if near[j] < low:
-                        weight += ws[start + j]
-                        total += ws[start + j] * near[j]
-                    elif near[j] <= high:
-                        shell[count], shell_weight[count] = near[j], ws[start + j]
-                        count += 1
-            last_radius, rest = _select(shell, shell_weight, count, k - weight)
+            total, last_radius = _sum_of_nearest(
+                px, py, low, high, runs[:n_runs], inside, edge[:n_edge], xs, ys, ws, boxes, mass, k, room
+            )
             last_x, last_y = px, py
-            out[i] = (total + rest) / k
+            out[i] = total / k
 
 
 @kernel

@@ -24,21 +24,18 @@ See docs/outre.md for the derivation, and for the error as a function of the num
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labelqa_dask.core.blocks import available_cpus
-from labelqa_dask.core.kernels import kernel, summing_kernel
+from labelqa_dask.core.kernels import kernel
 from labelqa_dask.regression.grid import Grid, Masses, interval
+from labelqa_dask.regression.patches import Patching, Plane, inverse_or_zero, values_at
 from labelqa_dask.regression.rows import Floats, Rows, features_per_unit, scale_of
+from labelqa_dask.regression.sources import Sources
 
-_QUERIES_PER_PIECE = 64
-_ROOT_CELLS = 16
-_MOST_PATCHES = 20_000
 _CHECKS = 256
 _FEW_CELLS = 2048
 
@@ -47,30 +44,6 @@ _SHARE_OF_SOURCES = 0.1
 _SHARE_OF_PATCHES = 0.1
 
 Ints = NDArray[np.intp]
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What the field is computed from: weighted points with a spread, and the weight that the nearest reach."""
-
-    masses: Masses
-    k: float
-
-    def field(self, x: Floats, y: Floats, radius: Floats | None = None) -> Floats:
-        """The field, its gradient, and the radius that holds the nearest, at m places: (m, 4) float64; on all cores.
-
-        Where the radius is known about, it is found faster; else it is sought near that of the place before.
-        """
-        out = np.empty((len(x), 4))
-        guess = np.full(len(x), -1.0) if radius is None else radius
-
-        def work(first: int) -> None:
-            piece = slice(first, first + _QUERIES_PER_PIECE)
-            _field_at(x[piece], y[piece], guess[piece], self.masses.arrays, self.k, out[piece])
-
-        with ThreadPoolExecutor(available_cpus()) as pool:
-            list(pool.map(work, range(0, len(x), _QUERIES_PER_PIECE)))
-        return out
 
 
 @dataclass(frozen=True)
@@ -111,12 +84,12 @@ class Field:
         per_unit = features_per_unit(rows.deviation, settings.residual_scale)
         masses, index = Masses.of(sums, grid, per_unit)
         k = float(np.ceil(settings.frac_neighbors * rows.count))
-        plane = _Plane.of(grid, per_unit)
-        checks = plane.sample(rows, _CHECKS)
+        plane = Plane.of(grid, per_unit)
+        checks = _sample(plane, rows, _CHECKS)
         sources, finest, error_of_sources, scale = _choose_sources(masses, index, k, checks, plane, settings)
-        patching = _Patching(plane, sources, index, masses, scale, settings.tolerance * _SHARE_OF_PATCHES)
+        patching = Patching(plane, sources, index, masses, scale, settings.tolerance * _SHARE_OF_PATCHES)
         patches, patch_of, error_of_patches = patching.run()
-        distances, gradients = _values(patches[patch_of[index], :], *plane.raw(masses.x, masses.y))
+        distances, gradients = values_at(patches[patch_of[index], :], *plane.raw(masses.x, masses.y))
         gradients = gradients / per_unit
         spread = (
             gradients[:, 0] ** 2 * masses.xx
@@ -133,7 +106,7 @@ class Field:
             # A score exp(-d / scale) changes by no more than 1 / e of a change of the scale, and what spreading the
             # cells has changed is taken to be right to two thirds.
             error_of_scale = abs(scale - plain) / scale / math.e / 3
-        seen = _values(patches[patch_of[checks.cell], :], *plane.raw(checks.x, checks.y))[0]
+        seen = values_at(patches[patch_of[checks.cell], :], *plane.raw(checks.x, checks.y))[0]
         measured = np.abs(np.exp(-seen / scale) - np.exp(-finest / scale)).max()
         error = max(float(measured), error_of_patches) + error_of_sources + error_of_scale
         means = np.stack([*plane.raw(masses.x, masses.y), distances, masses.weight], axis=1)
@@ -193,40 +166,18 @@ class _Checks:
     cell: Ints
 
 
-@dataclass(frozen=True)
-class _Plane:
-    """The grid in the plane of features."""
-
-    grid: Grid
-    per_unit: Floats
-    x: Floats
-    y: Floats
-
-    @classmethod
-    def of(cls, grid: Grid, per_unit: Floats) -> Self:
-        x, y = (
-            (axis.lines - axis.centre) * unit for axis, unit in zip((grid.label, grid.residual), per_unit, strict=True)
-        )
-        return cls(grid, per_unit, x, y)
-
-    def raw(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        """Labels and residuals of places."""
-        return x / self.per_unit[0] + self.grid.label.centre, y / self.per_unit[1] + self.grid.residual.centre
-
-    def sample(self, rows: Rows, most: int) -> _Checks:
-        """Some of the rows, always the same ones."""
-        chosen = np.argsort(rows.hashes)[:most]
-        chosen = chosen[np.argsort(rows.labels[chosen], kind="stable")]
-        labels, residuals = rows.labels[chosen], rows.residuals[chosen]
-        cell = np.empty(len(chosen), np.intp)
-        _find_cells(labels, residuals, self.grid.label.finder, self.grid.residual.finder, cell)
-        x = (labels - self.grid.label.centre) * self.per_unit[0]
-        y = (residuals - self.grid.residual.centre) * self.per_unit[1]
-        return _Checks(x, y, cell)
+def _sample(plane: Plane, rows: Rows, most: int) -> _Checks:
+    """Some of the rows, always the same ones."""
+    chosen = np.argsort(rows.hashes)[:most]
+    chosen = chosen[np.argsort(rows.labels[chosen], kind="stable")]
+    labels, residuals = rows.labels[chosen], rows.residuals[chosen]
+    cell = np.empty(len(chosen), np.intp)
+    _find_cells(labels, residuals, plane.grid.label.finder, plane.grid.residual.finder, cell)
+    return _Checks(*plane.places(labels, residuals), cell)
 
 
 def _choose_sources(
-    masses: Masses, index: Ints, k: float, checks: _Checks, plane: _Plane, settings: FieldSettings
+    masses: Masses, index: Ints, k: float, checks: _Checks, plane: Plane, settings: FieldSettings
 ) -> tuple[Sources, Floats, float, float]:
     """The fewest cells that change no score by more than a share of the tolerance.
 
@@ -258,179 +209,11 @@ def _choose_sources(
     return candidates[2], finest, remains, scale
 
 
-class _Patching:
-    """Cuts the grid into patches until the field is interpolated well enough."""
-
-    def __init__(
-        self, plane: _Plane, sources: Sources, index: Ints, masses: Masses, scale: float, tolerance: float
-    ) -> None:
-        self._plane, self._sources, self._masses = plane, sources, masses
-        self._scale, self._tolerance = scale, tolerance
-        self._shape = (len(plane.grid.label), len(plane.grid.residual))
-        self._mass_of = np.full(self._shape, -1, np.int64)
-        self._mass_of.ravel()[index] = np.arange(len(index))
-        self._nodes = np.full((self._shape[0] + 1, self._shape[1] + 1, 3), np.nan)
-        # Both lines of an interval without width are the same place.
-        self._same_u, self._same_v = (
-            np.arange(len(axis.lines)) - np.concatenate([[False], axis.widths == 0])
-            for axis in (plane.grid.label, plane.grid.residual)
-        )
-        self.places = 0
-
-    def run(self) -> tuple[Floats, NDArray[np.int32], float]:
-        """Coefficients of all patches, the patch of each cell, and the largest error in score that was seen."""
-        active = self._shrunk(_roots(self._shape))
-        done: list[tuple[Ints, Floats]] = []
-        finished, error = 0, 0.0
-        while len(active):
-            patches, errors, cuts = self._fit(active)
-            wanting = (errors > self._tolerance) & (cuts != 0)
-            room = _MOST_PATCHES - finished - len(active)
-            if np.count_nonzero(wanting) > room:
-                worst = np.argsort(np.where(wanting, -errors, 0.0), kind="stable")[: max(room, 0)]
-                wanting &= np.isin(np.arange(len(active)), worst)
-            settled = ~wanting
-            stuck = settled & (errors > self._tolerance)
-            patches[stuck], errors[stuck] = self._corrected(active[stuck], patches[stuck])
-            error = max(error, float(errors[settled].max(initial=0.0)))
-            done.append((active[settled], patches[settled]))
-            finished += int(np.count_nonzero(settled))
-            active = self._shrunk(_halves(active[wanting], cuts[wanting]))
-        rectangles, coefficients = (np.concatenate(parts) for parts in zip(*done, strict=True))
-        patch_of = np.full(self._shape, -1, np.int32)
-        _paint(rectangles, patch_of)
-        return self._located(rectangles, coefficients), patch_of.ravel(), error
-
-    def _shrunk(self, rectangles: Ints) -> Ints:
-        """Each rectangle cut down to its cells that are not empty; without those that are."""
-        shrunk = rectangles.copy()
-        _shrink(self._mass_of, shrunk)
-        return shrunk[shrunk[:, 0] < shrunk[:, 1]]
-
-    def _at_nodes(self, u: Ints, v: Ints) -> Floats:
-        """The field and its gradient at crossings of lines, computed once each."""
-        u, v = self._same_u[u], self._same_v[v]
-        flat = np.ravel_multi_index((u, v), self._nodes.shape[:2])
-        nodes = self._nodes.reshape(-1, 3)
-        missing = np.unique(flat[np.isnan(nodes[flat, 0])])
-        mu, mv = np.divmod(missing, self._nodes.shape[1])
-        nodes[missing] = self._field(self._plane.x[mu], self._plane.y[mv])[:, :3]
-        return nodes[flat]
-
-    def _field(self, x: Floats, y: Floats) -> Floats:
-        self.places += len(x)
-        return self._sources.field(x, y)
-
-    def _fit(self, rectangles: Ints) -> tuple[Floats, Floats, Ints]:
-        """Polynomials, their errors in score, and along which axis to cut (1 label, 2 residual, 0 cannot be cut)."""
-        u0, u1, v0, v1 = rectangles.T
-        mass = self._mass(rectangles)
-        single = (mass.xx + mass.yy) == 0
-        corners = np.stack([self._at_nodes(u, v) for u in (u0, u1) for v in (v0, v1)], axis=1)
-        extent = self._extent(rectangles)
-        coefficients = _hermite(corners, extent)
-        middle = self._field(mass.x, mass.y)
-        coefficients[single] = 0.0
-        coefficients[single, 0] = middle[single, 0]
-        at_mass = self._score_error(coefficients, self._local(rectangles, mass.x, mass.y), middle[:, 0])
-        um, vm = (u0 + u1) // 2, (v0 + v1) // 2
-        along_u, along_v = (np.zeros(len(rectangles)) for _ in range(2))
-        for u, v, errors in ((um, v0, along_u), (um, v1, along_u), (u0, vm, along_v), (u1, vm, along_v)):
-            place = self._local(rectangles, self._plane.x[u], self._plane.y[v])
-            seen = self._score_error(coefficients, place, self._at_nodes(u, v)[:, 0])
-            np.maximum(errors, seen, out=errors)
-        can_u, can_v = u1 - u0 > 1, v1 - v0 > 1
-        # Where lines leave no choice, or neither side shows the error, the longer way is cut.
-        longer_u = np.where(
-            np.maximum(along_u, along_v) > self._tolerance, along_u >= along_v, extent[:, 0] >= extent[:, 1]
-        )
-        cuts = np.where(can_u & (longer_u | ~can_v), 1, np.where(can_v, 2, 0))
-        errors = np.maximum(at_mass, np.maximum(along_u * can_u, along_v * can_v))
-        errors[single] = 0.0
-        return coefficients, errors, cuts
-
-    def _corrected(self, rectangles: Ints, coefficients: Floats) -> tuple[Floats, Floats]:
-        """Polynomials that are right to first order where the mass is, and their errors among it."""
-        mass = self._mass(rectangles)
-        value, *gradient = self._field(mass.x, mass.y)[:, :3].T
-        extent = self._extent(rectangles)
-        s, t = self._local(rectangles, mass.x, mass.y)
-        seen, slope = _polynomial(coefficients, s, t)
-        delta = (np.stack(gradient, axis=1) * extent) - slope
-        coefficients = coefficients.copy()
-        coefficients[:, 0] += value - seen - delta[:, 0] * s - delta[:, 1] * t
-        coefficients[:, _S] += delta[:, 0]
-        coefficients[:, _T] += delta[:, 1]
-        errors = np.zeros(len(rectangles))
-        for side_x, side_y in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-            x, y = mass.x + side_x * np.sqrt(3 * mass.xx), mass.y + side_y * np.sqrt(3 * mass.yy)
-            true = self._field(x, y)[:, 0]
-            np.maximum(errors, self._score_error(coefficients, self._local(rectangles, x, y), true), out=errors)
-        return coefficients, errors
-
-    def _score_error(self, coefficients: Floats, place: tuple[Floats, Floats], true: Floats) -> Floats:
-        seen, _ = _polynomial(coefficients, *place)
-        return np.abs(np.exp(-seen / self._scale) - np.exp(-true / self._scale))
-
-    def _mass(self, rectangles: Ints) -> Masses:
-        """What each rectangle holds."""
-        patch_of = np.full(self._shape, -1, np.int32)
-        _paint(rectangles, patch_of)
-        owner = patch_of[self._mass_of >= 0]
-        chosen = owner >= 0
-        m = self._masses
-        of_cells = Masses(*(values[chosen] for values in m.arrays))
-        return of_cells.grouped(owner[chosen])
-
-    def _extent(self, rectangles: Ints) -> Floats:
-        u0, u1, v0, v1 = rectangles.T
-        x, y = self._plane.x, self._plane.y
-        extent = np.stack([x[u1] - x[u0], y[v1] - y[v0]], axis=1)
-        extent[self._same_u[u1] == self._same_u[u0], 0] = 0.0
-        extent[self._same_v[v1] == self._same_v[v0], 1] = 0.0
-        return extent
-
-    def _local(self, rectangles: Ints, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        """Places relative to their rectangles, from 0 to 1."""
-        inverse = _inverse(self._extent(rectangles))
-        start_x, start_y = self._plane.x[rectangles[:, 0]], self._plane.y[rectangles[:, 2]]
-        return (x - start_x) * inverse[:, 0], (y - start_y) * inverse[:, 1]
-
-    def _located(self, rectangles: Ints, coefficients: Floats) -> Floats:
-        """Coefficients with where each patch lies, in the units of the data."""
-        inverse = _inverse(self._extent(rectangles)) * self._plane.per_unit
-        grid = self._plane.grid
-        start = np.stack([grid.label.lines[rectangles[:, 0]], grid.residual.lines[rectangles[:, 2]]], axis=1)
-        return np.concatenate([start, inverse, coefficients], axis=1)
-
-
-def _roots(shape: tuple[int, int]) -> Ints:
-    u, v = (np.arange(0, size, _ROOT_CELLS) for size in shape)
-    u, v = (each.ravel() for each in np.meshgrid(u, v, indexing="ij"))
-    ends = np.minimum(u + _ROOT_CELLS, shape[0]), np.minimum(v + _ROOT_CELLS, shape[1])
-    return np.stack([u, ends[0], v, ends[1]], axis=1)
-
-
-def _halves(rectangles: Ints, cuts: Ints) -> Ints:
-    first, second = rectangles.copy(), rectangles.copy()
-    for axis in (1, 2):
-        cut = cuts == axis
-        low, high = 2 * axis - 2, 2 * axis - 1
-        middle = (rectangles[cut, low] + rectangles[cut, high]) // 2
-        first[cut, high] = middle
-        second[cut, low] = middle
-    return np.concatenate([first, second])
-
-
-def _inverse(values: Floats) -> Floats:
-    return np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
-
-
 def _smeared_median(values: Floats, half_widths: Floats, weights: Floats) -> float:
     """Median of rows of which each of some groups spreads evenly around a value."""
     n = weights.sum()
     low, high = values - half_widths, values + half_widths
-    inverse = _inverse(high - low)
+    inverse = inverse_or_zero(high - low)
 
     def reached(t: float) -> float:
         return float((weights * np.where(low >= t, 0.0, np.where(high <= t, 1.0, (t - low) * inverse))).sum())
@@ -444,189 +227,6 @@ def _smeared_median(values: Floats, half_widths: Floats, weights: Floats) -> flo
 
     # Rows (n - 1) / 2 and n / 2 of all, in whole numbers, as for a plain median; each is met at its middle.
     return (at((n - 1) // 2 + 0.5) + at(n // 2 + 0.5)) / 2
-
-
-_MONOMIALS = [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (1, 1), (2, 1), (3, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
-_S, _T = _MONOMIALS.index((1, 0)), _MONOMIALS.index((0, 1))
-
-
-def _interpolation_matrix() -> Floats:
-    """From value, slope along s and slope along t at the corners (0, 0), (0, 1), (1, 0), (1, 1) to coefficients."""
-    conditions = []
-    for s, t in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        conditions.append([float(s**m * t**n) for m, n in _MONOMIALS])
-        conditions.append([float(m * s ** max(m - 1, 0) * t**n) for m, n in _MONOMIALS])
-        conditions.append([float(s**m * n * t ** max(n - 1, 0)) for m, n in _MONOMIALS])
-    inverse: Floats = np.linalg.inv(np.array(conditions))
-    return inverse.round()
-
-
-_COEFFICIENTS = _interpolation_matrix()
-
-
-def _hermite(corners: Floats, extent: Floats) -> Floats:
-    """Coefficients (m, 12) from value and gradient at four corners (m, 4, 3) of rectangles (m, 2)."""
-    scaled = corners.copy()
-    scaled[:, :, 1:] *= extent[:, None, :]
-    result: Floats = scaled.reshape(len(corners), 12) @ _COEFFICIENTS.T
-    return result
-
-
-def _polynomial(coefficients: Floats, s: Floats, t: Floats) -> tuple[Floats, Floats]:
-    """Values (m,) and slopes (m, 2) of m polynomials at a place each."""
-    powers_s, powers_t = (np.stack([np.ones_like(p), p, p**2, p**3], axis=1) for p in (s, t))
-    value = sum(coefficients[:, i] * powers_s[:, m] * powers_t[:, n] for i, (m, n) in enumerate(_MONOMIALS))
-    along_s = sum(
-        m * coefficients[:, i] * powers_s[:, m - 1] * powers_t[:, n] for i, (m, n) in enumerate(_MONOMIALS) if m
-    )
-    along_t = sum(
-        n * coefficients[:, i] * powers_s[:, m] * powers_t[:, n - 1] for i, (m, n) in enumerate(_MONOMIALS) if n
-    )
-    return np.asarray(value), np.stack([along_s, along_t], axis=1)
-
-
-def _values(patches: Floats, labels: Floats, residuals: Floats) -> tuple[Floats, Floats]:
-    """Distances (m,) and their slopes (m, 2), in the units of the data, of m patches at a row each."""
-    s, t = (labels - patches[:, 0]) * patches[:, 2], (residuals - patches[:, 1]) * patches[:, 3]
-    value, slope = _polynomial(patches[:, 4:], s, t)
-    return value, slope * patches[:, 2:4]
-
-
-@kernel
-def _shrink(mass_of: Any, rectangles: Any) -> None:
-    for i in range(len(rectangles)):
-        u0, u1, v0, v1 = rectangles[i]
-        low_u, high_u, low_v, high_v = u1, u0, v1, v0
-        for u in range(u0, u1):
-            for v in range(v0, v1):
-                if mass_of[u, v] >= 0:
-                    low_u, high_u = min(low_u, u), max(high_u, u + 1)
-                    low_v, high_v = min(low_v, v), max(high_v, v + 1)
-        rectangles[i, 0], rectangles[i, 1], rectangles[i, 2], rectangles[i, 3] = low_u, high_u, low_v, high_v
-
-
-@kernel
-def _paint(rectangles: Any, patch_of: Any) -> None:
-    for i in range(len(rectangles)):
-        for u in range(rectangles[i, 0], rectangles[i, 1]):
-            for v in range(rectangles[i, 2], rectangles[i, 3]):
-                patch_of[u, v] = i
-
-
-# Floor of the field at one place: two square roots and a division for each cell, about 6 cycles in vectors of four.
-
-
-@summing_kernel
-def _spread(px: float, py: float, x: Any, y: Any, xx: Any, xy: Any, yy: Any, mean: Any, half: Any) -> None:
-    """Mean distance to each cell, and half the width over which its distances spread evenly."""
-    for j in range(len(x)):
-        dx, dy = x[j] - px, y[j] - py
-        squared, trace = dx * dx + dy * dy, xx[j] + yy[j]
-        along = (dx * dx * xx[j] + 2 * dx * dy * xy[j] + dy * dy * yy[j]) / (squared + trace + 1e-300)
-        mean[j] = np.sqrt(squared + max(trace - along, 0.0))
-        half[j] = np.sqrt(3 * max(along, 0.0))
-
-
-@summing_kernel
-def _sum_within(
-    px: float, py: float, radius: float, weight: Any, x: Any, y: Any, mean: Any, half: Any
-) -> tuple[float, float, float, float]:
-    """Weight, sum of distances and sum of unit vectors of the cells that lie wholly within a radius."""
-    total, distance, gx, gy = 0.0, 0.0, 0.0, 0.0
-    for j in range(len(x)):
-        w = weight[j] if mean[j] + half[j] <= radius else 0.0
-        total += w
-        distance += w * mean[j]
-        w /= mean[j] + 1e-300
-        gx += w * (px - x[j])
-        gy += w * (py - y[j])
-    return total, distance, gx, gy
-
-
-@kernel
-def _share_within(radius: float, mean: float, half: float) -> float:
-    if radius >= mean + half:
-        return 1.0
-    if radius <= mean - half:
-        return 0.0
-    return (radius - mean + half) / (2 * half)
-
-
-@kernel
-def _field_at(px: Any, py: Any, guess: Any, masses: Any, k: float, out: Any) -> None:
-    weight, x, y, xx, xy, yy = masses
-    m = len(x)
-    mean, half = np.empty(m), np.empty(m)
-    edge = np.empty(m, np.int64)
-    last_x, last_y, last_radius = 0.0, 0.0, -1.0
-    for i in range(len(px)):
-        _spread(px[i], py[i], x, y, xx, xy, yy, mean, half)
-        if guess[i] >= 0:
-            low, high = max(0.0, 0.98 * guess[i] - 1e-9), 1.02 * guess[i] + 1e-9
-        elif last_radius < 0:
-            low, high = 0.0, 0.0
-            for j in range(m):
-                high = max(high, mean[j] + half[j])
-        else:
-            way = np.hypot(px[i] - last_x, py[i] - last_y)
-            margin = 1e-9 + 0.02 * last_radius
-            low, high = max(0.0, last_radius - way - margin), last_radius + way + margin
-        # Bracket the radius that holds the weight k.
-        while True:
-            within, distance, gx, gy = _sum_within(px[i], py[i], low, weight, x, y, mean, half)
-            count, at_low, at_high = 0, within, within
-            for j in range(m):
-                if mean[j] + half[j] > low and mean[j] - half[j] < high:
-                    edge[count] = j
-                    count += 1
-                    at_low += weight[j] * _share_within(low, mean[j], half[j])
-                    at_high += weight[j] * _share_within(high, mean[j], half[j])
-            slack = 1e-12 * k
-            if at_low > k and low > 0:
-                low, high = max(0.0, low - 2 * (high - low)), low
-            elif at_high < k - slack:
-                low, high = high, high + 2 * (high - low) + 1e-300
-            else:
-                break
-        # Within the bracket only cells at the edge matter: Newton's steps and halving in turn, as a place that many
-        # rows share is a step that Newton's would creep up to.
-        radius = (low + high) / 2
-        for trial in range(120):
-            reached, slope = within, 0.0
-            for e in range(count):
-                j = edge[e]
-                share = _share_within(radius, mean[j], half[j])
-                reached += weight[j] * share
-                if 0.0 < share < 1.0:
-                    slope += weight[j] / (2 * half[j])
-            if abs(reached - k) <= slack:
-                low, high = radius, radius
-                break
-            if reached < k:
-                low, at_low = radius, reached
-            else:
-                high, at_high = radius, reached
-            if high - low <= 1e-14 * high:
-                break
-            step = radius + (k - reached) / slope if slope > 0 and trial % 2 == 0 else high
-            radius = step if low < step < high else (low + high) / 2
-        # Of a place at that very distance only so much belongs to the nearest that the weight is k.
-        part = (k - at_low) / (at_high - at_low) if at_high > at_low and high > low else 1.0
-        total = distance + radius * (k - within)
-        for e in range(count):
-            j = edge[e]
-            share = _share_within(radius, mean[j], half[j])
-            if share == 1.0:
-                total -= weight[j] * (radius - mean[j])
-            elif share > 0.0:
-                total -= weight[j] * share * (radius - mean[j] + half[j]) / 2
-            nearer, farther = _share_within(low, mean[j], half[j]), _share_within(high, mean[j], half[j])
-            pull = weight[j] * (nearer + part * (farther - nearer)) / (mean[j] + 1e-300)
-            gx += pull * (px[i] - x[j])
-            gy += pull * (py[i] - y[j])
-        out[i, 0], out[i, 1], out[i, 2] = max(total, 0.0) / k, gx / k, gy / k
-        out[i, 3] = radius
-        last_x, last_y, last_radius = px[i], py[i], radius
 
 
 @kernel

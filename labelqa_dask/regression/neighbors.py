@@ -17,7 +17,7 @@ pynndescent is imported here alone, when it is used: its kernels take up to a mi
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from threading import Lock
@@ -375,11 +375,11 @@ class LocalDistances:
     scaled: bool
 
     def merge(self, other: Self) -> Self:
-        joined = (
-            np.concatenate([getattr(self, name), getattr(other, name)])
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)])
             for name in ("labels", "residuals", "counts", "distances", "checked")
-        )
-        return type(self)(*joined, self.shards + other.shards, self.n_neighbors, self.scaled)
+        }
+        return replace(self, **joined, shards=self.shards + other.shards)
 
     def result(self) -> LocalScores:
         order = np.lexsort((self.residuals, self.labels))

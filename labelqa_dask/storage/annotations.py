@@ -78,7 +78,11 @@ class AnnotationFiles:
         if ".csv" in location.name:
             return cls._open_csv(location, names)
         sources = tuple(ParquetSource.open(location, (name,), stack=False) for name in names)
-        first = sources[0]
+        first, labels = sources[0], sources[2]
+        if first.shape[0] == 0:
+            raise _no_annotations(location)
+        if labels.dtype.kind not in "iuf":
+            raise _no_class_numbers(labels.place)
         bounds = [0]
         for start, stop in pairwise(first.row_bounds().tolist()):
             if stop - bounds[-1] > PIECE_ROWS and start > bounds[-1]:
@@ -107,6 +111,8 @@ class AnnotationFiles:
             rows += round((size - len(header)) / max(1, len(body)) * lines)
             for start in range(len(header) + 1, size, PIECE_BYTES):
                 pieces.append(Piece(f"{len(pieces):06d}", path, start, min(start + PIECE_BYTES, size)))
+        if not pieces:
+            raise _no_annotations(location)
         return cls(folder, columns, "csv", tuple(pieces), tuple(files), rows, tuple(names))
 
     @property
@@ -307,6 +313,14 @@ def _read_part(copy: GroupedCopy, start: int) -> Annotations:
 def _as_labels(values: Array, place: str) -> NDArray[np.int64]:
     if values.dtype.kind in "iu":
         return values.astype(np.int64)
-    if values.dtype.kind != "f" or not (values == np.floor(values)).all():
-        raise InvalidInput("labels must be class numbers 0..k-1", place, "Map each class name to its number.")
+    if values.dtype.kind != "f" or not (np.isfinite(values) & (values == np.floor(values))).all():
+        raise _no_class_numbers(place)
     return values.astype(np.int64)
+
+
+def _no_class_numbers(place: str) -> InvalidInput:
+    return InvalidInput("labels must be class numbers 0..k-1", place, "Map each class name to its number.")
+
+
+def _no_annotations(location: Location) -> InvalidInput:
+    return InvalidInput("holds no annotations", str(location))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import shutil
 import time
 from collections import deque
@@ -20,11 +21,13 @@ from datetime import timedelta
 from functools import lru_cache, partial
 from itertools import chain, islice
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import obstore
 from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from labelqa_dask.core.errors import InvalidConfig, StorageError
 
@@ -38,6 +41,11 @@ _STORES: dict[str, tuple[Any, str]] = {
     "gs": (GCSStore, "base_url"),
     "az": (AzureStore, "endpoint"),
 }
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
 # Asked for the role of the machine where the environment holds no credentials.
 _INSTANCE_METADATA = "169.254.169.254"
 _NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
@@ -48,6 +56,12 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0
 # What a disk says that is full, or a quota that is used up.
 _FULL = (f"(os error {errno.ENOSPC})", f"(os error {errno.EDQUOT})")
 _DENIED = ("403 Forbidden", "401 Unauthorized", "Permission denied (os error 13)")
+
+# A name and a password before the host, and the signature of a URL that was made to be passed on.
+_SECRETS = re.compile(
+    r"(?<=://)[^/@]*(?=@)|(?<=[?&])(?:sig|signature|awsaccesskeyid|x-amz-[\w-]+|x-goog-[\w-]+)=.*", re.IGNORECASE
+)
+_NO_SECRETS = "Leave them out, and set them in the environment."
 
 
 class StorageOptions(BaseModel):
@@ -64,6 +78,19 @@ class StorageOptions(BaseModel):
     """A request that takes longer is retried."""
     retry_seconds: float = Field(default=180, ge=0, le=86400)
     """How long failing requests are retried before the run stops."""
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        """Refuse what is no address, or more than one; it is not told what was given, which may be secret."""
+        parts = urlsplit(value or "http://none")
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise PydanticCustomError("secret", "must be of the form https://host or https://host:port")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise PydanticCustomError(
+                "secret", "must be an address alone, as it is written down: set credentials in the environment"
+            )
+        return value
 
 
 @dataclass(frozen=True)
@@ -94,17 +121,20 @@ class Location:
         scheme, separator, path = os.fspath(url).partition("://")
         if not separator:
             scheme, path = "file", scheme
+        told = os.fspath(url) if scheme == "file" else _SECRETS.sub("…", os.fspath(url))
         if scheme not in _STORES:
             raise InvalidConfig(
-                f"scheme {scheme!r} is not supported", os.fspath(url), f"Use a path, or one of {', '.join(_STORES)}://."
+                f"scheme {scheme!r} is not supported", told, f"Use a path, or one of {', '.join(_STORES)}://."
             )
+        if told != os.fspath(url):
+            raise InvalidConfig("has credentials in it, which would be written down with it", told, _NO_SECRETS)
         if scheme == "file":
             path = os.path.abspath(os.path.expanduser(path))
         path = path.rstrip("/")
         if not path:
-            raise InvalidConfig("names no folder or bucket", os.fspath(url))
+            raise InvalidConfig("names no folder or bucket", told)
         if not {"", ".", ".."}.isdisjoint(path.removeprefix("/").split("/")):
-            raise InvalidConfig("has a part that is empty, '.' or '..'", os.fspath(url))
+            raise InvalidConfig("has a part that is empty, '.' or '..'", told)
         return cls(f"{scheme}://{path}", options or StorageOptions())
 
     def __truediv__(self, path: str) -> Location:
@@ -261,7 +291,15 @@ class Location:
         except StorageError:
             raise
         except (exceptions.BaseError, OSError) as error:
-            raise _explained(error, place) from error
+            explained = _explained(error, place)
+            if not isinstance(explained, MissingObject | AccessDenied):
+                raise explained from error
+            # What Zarr says of a missing array is two kinds of exception at once, which no worker can send back, and
+            # what a server says of access that it denied may quote the credentials.
+            try:
+                raise explained
+            finally:
+                explained.__context__ = None
 
 
 def map_ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT], threads: int) -> Iterator[ResultT]:
@@ -315,6 +353,10 @@ class MissingObject(StorageError, FileNotFoundError):
     __str__ = StorageError.__str__
 
 
+class AccessDenied(StorageError):
+    """An object that the credentials in the environment do not give access to."""
+
+
 class CutOff(StorageError):
     """An answer that ended before it was complete."""
 
@@ -326,7 +368,7 @@ def _explained(error: Exception, place: str) -> StorageError:
         return StorageError(
             "there are no credentials in the environment",
             place,
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or storage.anonymous: true for a public bucket.",
+            f"Set {_CREDENTIALS[place.partition('://')[0]]}, or storage.anonymous: true for a public bucket.",
         )
     if any(sign in text for sign in _NO_BUCKET):
         return StorageError("the bucket does not exist", place, "Check its name and storage.endpoint_url, or make it.")
@@ -334,11 +376,11 @@ def _explained(error: Exception, place: str) -> StorageError:
         return MissingObject("does not exist", place)
     denied = isinstance(error, PermissionError | exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
     if denied or any(sign in text for sign in _DENIED):
-        return StorageError(
+        return AccessDenied(
             "access was denied",
             place,
-            "Check the credentials in the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or a role) "
-            "and the policy of the bucket."
+            f"Check the credentials in the environment ({_CREDENTIALS[place.partition('://')[0]]}, or a role) and the "
+            "policy of the bucket."
             if "://" in place
             else "Check the permissions of the folder.",
         )

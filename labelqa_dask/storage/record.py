@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Self, TypeVar, get_type_hints
 
@@ -164,16 +164,20 @@ class Version:
         np.savez(buffer, basis=np.array(basis), **{f.name: getattr(state, f.name) for f in fields(state)})
         self.run.write(f"stats/{name}.npz", buffer.getvalue())
 
-    def publish(self, files: Mapping[str, bytes], metadata: Iterable[str], content: Json) -> None:
+    def publish(
+        self, files: Mapping[str, bytes], metadata: Iterable[str], content: Json, check: Callable[[], None]
+    ) -> None:
         """Write what readers want, and last of all the pointer that lets them find it.
 
-        Digests of these files, and of the metadata that were there before, are written down to be verified.
+        Digests of these files, and of the metadata that were there before, are written down to be verified. What checks
+        that this run may still publish is called at the last moment.
         """
         digests = {path: content_digest(self.location.read(path)) for path in metadata}
         for path, file in files.items():
             self.location.write(path, file)
             digests[path] = content_digest(file)
         self.run.write("published.json", Published(digests).to_json())
+        check()
         pointer = {"version": self.name, **content}
         self.out.write("latest.json", dump_json({**pointer, "checksum": _digest(pointer)}))
 

@@ -167,7 +167,7 @@ def group_documents(outputs: Sequence[OutputArray], attributes: Mapping[str, Any
 
 def _compressor(dtype: np.dtype[Any]) -> BloscCodec | ZstdCodec:
     """Numbers with bytes of equal significance side by side: for floats smaller and faster than plain compression."""
-    if dtype == object:
+    if dtype.kind == "O":
         return ZstdCodec()
     return BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=dtype.itemsize)
 

@@ -68,7 +68,7 @@ class Server:
 
     @contextmanager
     def running(self, log: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-        """A program for the length of the block; it is ended as a service manager would."""
+        """A program for the length of the block, unless it ends before; it is ended as a service manager would."""
         with log.open("wb") as output:
             process = subprocess.Popen(
                 self.program(*arguments), env=self.environment, cwd=_REPOSITORY, stdout=output, stderr=output
@@ -79,8 +79,9 @@ class Server:
                 process.send_signal(signal.SIGTERM)
                 try:
                     process.wait(60)
-                finally:
+                except subprocess.TimeoutExpired:
                     process.kill()
+                    process.wait()
 
     def deployment(self, name: str) -> Any:
         return self.client.read_deployment_by_name(f"audit/{name}")
@@ -161,6 +162,7 @@ def test_a_deployment_has_its_schedule_and_runs_come_of_it(server, tmp_path, mul
     wait_until(lambda: len(server.runs_of("nightly")) >= 3)
     assert {run.state.type for run in server.runs_of("nightly")} == {StateType.SCHEDULED}
     assert all(run.auto_scheduled for run in server.runs_of("nightly"))
+    server.client.delete_deployment(deployment.id)
 
 
 def test_a_deployment_is_replaced_by_the_next_one_of_its_name(server, tmp_path, multiclass_from_parquet, config_file):
@@ -250,7 +252,8 @@ def test_the_example_in_the_repository_can_be_deployed(server, tmp_path):
 def run_on_a_worker(server: Server, name: str, log: Path, **parameters: Any) -> FlowRun:
     """A run of a deployment, by hand, on a worker that ends after it."""
     run = server.client.create_flow_run_from_deployment(server.deployment(name).id, parameters=parameters)
-    with server.running(log, "prefect", "worker", "start", "--pool", "labelqa"):
+    with server.running(log, "prefect", "worker", "start", "--pool", "labelqa", "--run-once") as worker:
+        worker.wait(_SECONDS)
         wait_until(lambda: server.state_of(run.id).is_final(), log)
     return server.client.read_flow_run(run.id)
 

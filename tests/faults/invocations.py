@@ -30,8 +30,10 @@ class Invocations:
     def of_client(self, client: Client) -> Iterator[None]:
         """Record what the workers of a client begin on, those included that start later."""
         client.register_plugin(_Recorder(self.path))
-        yield
-        client.unregister_worker_plugin(_Recorder.name)
+        try:
+            yield
+        finally:
+            client.unregister_worker_plugin(_Recorder.name)
 
 
 class _Recorder(WorkerPlugin):

@@ -58,7 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.server.fault_of(self.command, self.path)
         if fault in ("busy", "slow down"):
-            self.answer(503 if fault == "busy" else 429, {"Content-Type": "application/xml"}, _BUSY)
+            headers = {"Content-Type": "application/xml", **({"Retry-After": "1"} if fault == "slow down" else {})}
+            self.answer(503 if fault == "busy" else 429, headers, _BUSY)
         elif fault == "reset":
             self.hang_up()
         elif fault == "stalled":

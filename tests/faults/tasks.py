@@ -34,7 +34,7 @@ class BadValue:
     """A value that cannot be scored: in which input, where within an example, and the reason that is told."""
 
     array: str
-    where: tuple[int, ...]
+    where: tuple[int | slice, ...]
     value: float
     reason: str
 
@@ -169,6 +169,7 @@ def _segmentation() -> Example:
             "not a number": BadValue("pred_probs", (1, 2, 3), np.nan, "probability is nan"),
             "infinite": BadValue("pred_probs", (1, 2, 3), -np.inf, "probability is -inf"),
             "out of range": BadValue("pred_probs", (1, 2, 3), -0.5, r"probability -0.5 is outside [0, 1]"),
+            "never predicted": BadValue("pred_probs", (slice(None), 2, 3), 0, "all probabilities of a pixel are 0"),
         },
         parquet=False,
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from distributed import Client
 
@@ -40,6 +41,10 @@ def test_every_task_takes_part() -> None:
     assert {example.task for example in TASKS.values()} == set(task_names()), "add an entry to tests/faults/tasks.py"
 
 
+def is_missing(values: Any) -> Any:
+    return {"b": lambda: ~values, "i": lambda: values == -1}.get(values.dtype.kind, lambda: np.isnan(values))()
+
+
 def assert_published_without(audit: Audit, example: Example, bad: Any) -> None:
     """The scores of all but some rows are what the library makes of the others alone; the rest is marked."""
     good = np.setdiff1d(np.arange(ROWS), bad)
@@ -47,8 +52,7 @@ def assert_published_without(audit: Audit, example: Example, bad: Any) -> None:
     assert found["id"].tolist() == example.ids.tolist(), "identifiers are kept"
     for output, values in expected.items():
         np.testing.assert_allclose(found[output][good], values, rtol=0, atol=1e-12)
-        missing = ~found[output][bad] if values.dtype == bool else np.isnan(found[output][bad])
-        assert missing.all()
+        assert is_missing(found[output][bad]).all()
     run = audit.run().run
     assert not set(run.worst["row"]) & set(bad)
     assert run.summary["examples"] == ROWS
@@ -135,20 +139,26 @@ def damage(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
-@pytest.mark.parametrize("array", ["predictions", "labels", "ids"])
-@each_task
+CHUNKS = [(name, array) for name, example in TASKS.items() for array in example.columns]
+
+
+@pytest.mark.parametrize(("name", "array"), CHUNKS)
 @pytest.mark.parametrize("place", ["file", "s3"], indirect=True)
 def test_a_chunk_that_cannot_be_decoded_is_named_and_left_out(
     name: str, array: str, place: Place, client: Client
 ) -> None:
     example = TASKS[name]
-    array = example.predictions if array == "predictions" else array
     audit = audit_of(place, client, example)
     chunk = "/".join(["6", *("0" for _ in example.columns[array].shape[1:])])
     data = place(f"data.zarr/{array}")
     data.write(f"c/{chunk}", damage(data.read(f"c/{chunk}")))
-    with pytest.raises(InvalidInput, match=rf"region 00006: .*data\.zarr/{array}: chunk c/{chunk} cannot be decoded"):
+    # Annotations are found by the identifiers of their examples: without these, none of them.
+    of_all = array == "ids" and example.annotations is not None
+    where = "annotations cannot be read. Nothing was published; mend the input" if of_all else "region 00006: "
+    with pytest.raises(InvalidInput, match=rf"(?s){where}.*data\.zarr/{array}: chunk c/{chunk} cannot be decoded"):
         audit.run()
+    if of_all:
+        return
     lenient = audit.changed(on_error="quarantine")
     if array != "ids":
         assert_published_without(lenient, example, np.arange(30, 35))
@@ -198,22 +208,28 @@ def test_a_row_group_that_cannot_be_decoded_is_named_and_left_out(name: str, pla
 
 def spoiled(case: str, example: Example) -> Example:
     """Data that no task can score, whatever its values."""
-    labels, predictions = example.arrays["labels"], example.arrays[example.predictions]
-    changes: dict[str, dict[str, Any]] = {
-        "no data": {"labels": labels[:0], example.predictions: predictions[:0]},
-        "predictions in words": {example.predictions: predictions.astype("U8").astype(object)},
-        "labels in words": {"labels": labels.astype("U8").astype(object)},
-    }
-    arrays = {**example.arrays, **changes[case]}
-    return replace(example, arrays=arrays, ids=example.ids[: len(arrays["labels"])])
+    arrays, annotations, ids = dict(example.arrays), example.annotations, example.ids
+    if case == "no data":
+        arrays, ids = {name: values[:0] for name, values in arrays.items()}, ids[:0]
+        annotations = None if annotations is None else annotations[:0]
+    elif case == "labels in words" and annotations is not None:
+        annotations = annotations.assign(label="cat")
+    else:
+        name = example.predictions if case == "predictions in words" else "labels"
+        arrays[name] = arrays[name].astype("U8").astype(object)
+    return replace(example, arrays=arrays, annotations=annotations, ids=ids)
 
 
 @on_disk
 @each_task
 def test_arrays_of_unequal_length_are_refused_by_the_plan(name: str, place: Place) -> None:
-    arrays = {**TASKS[name].arrays, "labels": TASKS[name].arrays["labels"][:-1]}
-    audit = audit_of(place, None, replace(TASKS[name], arrays=arrays))  # type: ignore[arg-type]
-    with pytest.raises(InvalidInput, match=r"data\.zarr/.* has 42 along 'example' but labels has 41"):
+    example = TASKS[name]
+    shorter = {label: values[:-1] for label, values in example.arrays.items() if label != example.predictions}
+    ids = example.ids if shorter else example.ids[:-1]
+    changed = replace(example, arrays={**example.arrays, **shorter}, ids=ids)
+    audit = audit_of(place, None, changed)  # type: ignore[arg-type]
+    told = "data.zarr/.* has 42 along 'example' but labels has 41" if shorter else "ids have shape .41,., but .* 42"
+    with pytest.raises(InvalidInput, match=told):
         make_plan(audit.config, RESOURCES)
 
 
@@ -225,7 +241,7 @@ def test_impossible_shapes_and_types_are_refused_by_the_plan(case: str, kind: st
     audit = audit_of(place, None, example, kind)  # type: ignore[arg-type]
     with pytest.raises((InvalidInput, InvalidConfig)) as caught:
         make_plan(audit.config, RESOURCES)
-    assert str(place("data")) in str(caught.value)
+    assert place.root in str(caught.value), "the input is named"
 
 
 @on_disk
@@ -243,6 +259,49 @@ def test_what_is_not_there_is_refused_by_the_plan(kind: str, name: str, place: P
         settings = {**audit.settings, "input": {k: v for k, v in inputs.items() if k != name_}}
         with pytest.raises(InvalidConfig, match=f"input lacks {name_}"):
             parse_config({**settings, "task": example.task, "output": {"uri": place.url("out")}})
+
+
+BAD_ANNOTATIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "class too high": ({"label": 9}, "1 annotations of classes that are not there, such as .* 9"),
+    "class negative": ({"label": -1}, "1 annotations of classes that are not there, such as .* -1"),
+    "unknown example": ({"task": "nowhere"}, "1 annotations of examples that are not there, such as .*nowhere"),
+    "not a number": ({"label": np.nan}, "label is missing"),
+    "infinite": ({"label": np.inf}, "labels must be class numbers"),
+    "between classes": ({"label": 0.5}, "labels must be class numbers"),
+}
+
+
+@on_disk
+@pytest.mark.parametrize("case", BAD_ANNOTATIONS)
+def test_annotations_that_cannot_be_scored_are_refused_or_left_out(case: str, place: Place, client: Client) -> None:
+    example = TASKS["multiannotator"]
+    assert example.annotations is not None
+    change, told = BAD_ANNOTATIONS[case]
+    added = pd.DataFrame([{**example.annotations.iloc[0], **change}])
+    rows = pd.concat([example.annotations, added], ignore_index=True)
+    audit = audit_of(place, client, replace(example, annotations=rows), "parquet")
+    with pytest.raises(InvalidInput, match=rf"(?s){told}"):
+        audit.run()
+    assert latest(audit.location) is None
+    if "annotations of" in told:
+        lenient = audit.changed(input={"annotations": {**audit.settings["input"]["annotations"], "bad_rows": "drop"}})
+        lenient.run(fresh=True)
+        found = scores_of(lenient)
+        for output, values in example.scores(np.arange(ROWS)).items():
+            np.testing.assert_allclose(found[output], values, rtol=0, atol=1e-12)
+        (count,) = lenient.run().run.summary["crowd"]["bad"].values()
+        assert count == 1
+
+
+@on_disk
+@pytest.mark.parametrize("damaged", [lambda content: content[:4] + b"\xff" * 40 + content[44:], lambda content: b""])
+def test_annotations_that_cannot_be_read_are_named(damaged: Any, place: Place, client: Client) -> None:
+    audit = audit_of(place, client, TASKS["multiannotator"])
+    folder = place("annotations")
+    folder.write("part-1.parquet", damaged(folder.read("part-1.parquet")))
+    with pytest.raises((InvalidInput, StorageError), match=r"annotations/part-1\.parquet"):
+        audit.run()
+    assert latest(audit.location) is None
 
 
 @on_disk

@@ -53,17 +53,18 @@ FOUND = {
     "summary.json": AGAIN,
     "report.html": AGAIN,
     # the copy of the annotations
-    "_run/annotations.json": ELSEWHERE,
     "_run/annotations/*": ELSEWHERE,
-    "_run/gathered/#.json": ELSEWHERE,
-    "_run/scattered/*": ELSEWHERE,
+    "_run/stats/gather/*": ELSEWHERE,
+    "_run/stats/grouped.npz": ELSEWHERE,
 }
 """What becomes of damage to a file of an unfinished run, by the kind of file, when the same run goes on."""
 
 
 def kind_of(path: str) -> str:
     """A path with what differs between files of one kind left out."""
-    path = re.sub(r"^_run/(annotations|scattered)/.*", r"_run/\1/*", path)
+    grouping = re.match(r"_run/(annotations|stats/gather)/|_run/stats/grouped.npz", path)
+    if grouping:
+        return f"{grouping[0]}*" if grouping[0].endswith("/") else path
     path = re.sub(r"/c/[\d/]+$", "/c/#", path)
     path = re.sub(r"(stats|\w+\.zarr)/\w+(?=[./])", r"\1/*", path) if ".zarr/zarr" not in path else path
     return re.sub(r"(?<=[/-])\d{5}(?=\.)", "#", path)

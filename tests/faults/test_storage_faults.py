@@ -19,9 +19,9 @@ from tests.pipelines.audits import Audit
 from tests.stores import Place
 
 
-def first_time(fault: Fault, *methods: str, part: str = "") -> Script:
-    """A fault for each object, the first time that it is asked for."""
-    return lambda method, path, before: fault if method in methods and part in path and before == 0 else None
+def first_time(fault: Fault, *methods: str, part: str = "", times: int = 1) -> Script:
+    """A fault for each object, the first time, or the first few times, that it is asked for."""
+    return lambda method, path, before: fault if method in methods and part in path and before < times else None
 
 
 @contextmanager
@@ -38,6 +38,7 @@ def disturbed(audit: Audit, script: Script, **options: float) -> Iterator[tuple[
 
 SCRIPTS: dict[str, Script] = {
     **{fault: first_time(fault, "GET", "PUT", "HEAD") for fault in ("busy", "slow down", "reset")},
+    "bursts": first_time("busy", "GET", "PUT", part="/_run/", times=4),
     "stalled reads": first_time("stalled", "GET"),
     "stalled writes": first_time("stalled", "PUT", part="/done/"),
     "truncated reads": first_time("cut off", "GET"),
@@ -82,6 +83,32 @@ def test_a_store_that_stays_broken_fails_the_run_at_the_object_and_after_the_dea
     assert latest(direct.location) is None
     assert direct.run().resumed
     assert verify(direct.location).problems == ()
+
+
+WITHOUT_END: list[tuple[str, Fault]] = [
+    *(("GET", fault) for fault in ("busy", "slow down", "reset", "stalled", "cut off")),
+    *(("PUT", fault) for fault in ("busy", "slow down", "reset", "stalled", "lost")),
+]
+
+
+@pytest.mark.parametrize(("method", "fault"), WITHOUT_END)
+def test_a_fault_without_end_is_told_at_the_object_and_after_the_deadline(method: str, fault: Fault, s3: Place) -> None:
+    content = bytes(range(256)) * 40
+    s3("data").write("x", content)
+    assert s3.options.endpoint_url is not None
+
+    def always(asked: str, path: str, before: int) -> Fault | None:
+        return fault if asked == method else None
+
+    with faulty_proxy(s3.options.endpoint_url, always) as proxy:
+        options = StorageOptions(endpoint_url=proxy.url, region="x", timeout_seconds=1, retry_seconds=2)
+        location = Location.parse(s3.url("data"), options)
+        with pytest.raises(StorageError) as caught:
+            location.read("x") if method == "GET" else location.write("x", content[::-1])
+        assert proxy.faults[fault] > 1, "it was tried again"
+    assert str(caught.value).startswith(f"{s3.url('data')}/x: ")
+    assert "Requests were retried until the deadline." in str(caught.value)
+    assert s3("data").read("x") in (content, content[::-1]), "the old one or the new one, never a part"
 
 
 def test_a_store_that_is_gone_is_told(tmp_path: object) -> None:

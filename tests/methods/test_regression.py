@@ -16,9 +16,9 @@ from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.core.task import Block
 from labelqa_dask.regression import TASK, count, get_label_quality_scores, survey
 from labelqa_dask.regression.exact import mean_distances
-from labelqa_dask.regression.field import Sources
 from labelqa_dask.regression.grid import Axis, Grid, Masses, count_cells
 from labelqa_dask.regression.rows import Rows, scores_of_distances
+from labelqa_dask.regression.sources import Sources
 from tests.strategies import cuts, regression_data, seeded
 
 LABELS = np.array([1, 2, 3, 4])

@@ -98,7 +98,7 @@ def swift(folder: Path) -> Iterator[StorageOptions]:
     with ExitStack() as stack:
         for kind in ports:
             stack.enter_context(_running(kind, folder))
-        for kind, port in ports.items():
+        for port in ports.values():
             wait_until(lambda port=port: _answers(port))  # type: ignore[misc]
         url = f"http://{_HOST}:{ports['proxy']}"
         options = StorageOptions(endpoint_url=url, region=REGION, timeout_seconds=20, retry_seconds=20)

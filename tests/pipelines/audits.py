@@ -6,7 +6,9 @@ import io
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Condition
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from distributed import Client
 from numpy.typing import NDArray
 from zarr.storage import ObjectStore as ZarrObjectStore
 
+from labelqa_dask.core.errors import OutputInUse
+from labelqa_dask.storage.lease import holding
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import Version
 from pipelines.audit import Audited, run_audit, run_stage
@@ -179,3 +183,23 @@ def interrupt(stage: str, done: int) -> Listener:
             raise Interrupted
 
     return listen
+
+
+def begin_together(out: Location, drivers: int) -> list[bool]:
+    """Which of several drivers that begin at once hold an output; whoever does waits for the others to be refused."""
+    refused = Condition()
+    told = 0
+
+    def begin(_: int) -> bool:
+        nonlocal told
+        try:
+            with holding(out), refused:
+                return refused.wait_for(lambda: told == drivers - 1, 60)
+        except OutputInUse:
+            with refused:
+                told += 1
+                refused.notify_all()
+            return False
+
+    with ThreadPoolExecutor(drivers) as pool:
+        return list(pool.map(begin, range(drivers)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,38 +13,41 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import Client
+from numpy.typing import NDArray
 
 from labelqa_dask.storage.location import Location, StorageOptions
-from tests.faults.tasks import TASKS, Example, audit_of, store_parquet, store_zarr
+from tests.faults.tasks import FORMATS, ROWS, TASKS, Example, audit_of, store_parquet, store_zarr
 from tests.pipelines.audits import Audit
 from tests.stores import Place
 from tests.strategies import crowd_data, long_form
 
 _REGION_ROWS = 15
-_EXAMPLES, _ANNOTATORS, _CLASSES = 42, 7, 4
-AUDITS = [
-    *((name, kind) for name, example in TASKS.items() for kind in ("zarr", "parquet")[: 1 + example.parquet]),
-    ("multiannotator", "zarr"),
-    ("multiannotator", "parquet"),
-]
+_ANNOTATORS, _CLASSES = 7, 4
+Name = Callable[[int], str]
+AUDITS = FORMATS
+"""Every task in every format that it takes."""
 
 
-def audit_on(place: Place, client: Client, name: str, kind: str) -> Audit:
+def audit_on(
+    place: Place, client: Client, name: str, kind: str, *, example: Name = "x{}".format, annotator: Name | None = None
+) -> Audit:
     """An audit of data that are stored where it publishes: Zarr into Zarr, or Parquet into Parquet."""
+    ids = np.array([example((11 * i) % ROWS) for i in range(ROWS)], object)
     if name == "multiannotator":
-        return _of_a_crowd(place, client, kind)
+        return _of_a_crowd(place, client, kind, ids, annotator)
     output = {"format": kind, "region_rows": _REGION_ROWS}
-    return audit_of(place, client, TASKS[name], kind, output=output)
+    return audit_of(place, client, replace(TASKS[name], ids=ids), kind, output=output)
 
 
-def _of_a_crowd(place: Place, client: Client, kind: str) -> Audit:
+def _of_a_crowd(place: Place, client: Client, kind: str, ids: NDArray[Any], annotator: Name | None) -> Audit:
     """Annotations in no order, in several files, that name their examples by identifiers."""
-    labels, pred_probs = crowd_data(_EXAMPLES, _ANNOTATORS, _CLASSES, seed=8)
-    ids = np.array([f"x{(11 * i) % _EXAMPLES:03d}" for i in range(_EXAMPLES)], object)
+    labels, pred_probs = crowd_data(ROWS, _ANNOTATORS, _CLASSES, seed=8)
     example = Example("multiannotator", {"pred_probs": pred_probs}, "pred_probs", {}, ids=ids)
     inputs = store_zarr(place("data.zarr"), example) if kind == "zarr" else store_parquet(place("data"), example)
     rows = long_form(labels).sample(frac=1, random_state=3)
     rows = rows.assign(task=ids[rows["task"]])
+    if annotator is not None:
+        rows = rows.assign(annotator=rows["annotator"].map(annotator))
     for number, part in enumerate(np.array_split(np.arange(len(rows)), 2)):
         place("rows").write(f"rows-{number}.parquet", _parquet(rows.iloc[part]))
     inputs["annotations"] = {"uri": f"{place('rows').url}/rows-*.parquet", "columns": ["task", "annotator", "label"]}

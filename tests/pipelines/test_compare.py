@@ -22,7 +22,7 @@ from labelqa_dask.storage.record import Version
 from pipelines.compare import QUANTILES, SUSPICIOUS, Comparison, Found, choose_versions, compare
 from pipelines.report.changes import headline, remarks, sections
 from tests.pipelines.audits import Audit, Interrupted, interrupt, on_disk, store_again
-from tests.pipelines.test_group import LONG, audit_of, store_rows
+from tests.pipelines.crowds import LONG, audit_of, store_rows
 from tests.stores import Place
 
 
@@ -54,7 +54,7 @@ populations = st.dictionaries(st.integers(0, 40).map(str), st.integers(0, 100).m
 
 
 @given(then=populations, now=populations, worst=st.integers(1, 45))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_new_and_resolved_are_those_that_all_scores_show(
     then: dict[str, float], now: dict[str, float], worst: int
 ) -> None:
@@ -70,7 +70,7 @@ def test_new_and_resolved_are_those_that_all_scores_show(
 
 
 @given(then=populations.filter(len), now=populations.filter(len))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_distance_is_that_of_kolmogorov_and_smirnov_to_a_hundredth(
     then: dict[str, float], now: dict[str, float]
 ) -> None:

@@ -347,3 +347,19 @@ def test_the_schema_describes_its_settings() -> None:
         "chosen from the input's layout" in schema["properties"]["output"]["properties"]["region_rows"]["description"]
     )
     assert schema["properties"]["select"]["properties"]["worst"]["default"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("storage.endpoint_url", "https://name:MARKER@host"),
+        ("storage.endpoint_url", "https://host?sig=MARKER"),
+        ("storage.endpoint_url", "MARKER"),
+        ("storage.secret_access_key", "MARKER"),
+        ("storage", {"access_key_id": "MARKER", "region": "x"}),
+    ],
+)
+def test_credentials_in_a_configuration_are_refused_without_telling_them(path: str, value: Any) -> None:
+    with pytest.raises(InvalidConfig, match=r"storage\.\w+") as caught:
+        parse_config(changed(path, value))
+    assert "MARKER" not in str(caught.value)

@@ -15,7 +15,7 @@ from labelqa_dask.storage.record import latest
 from pipelines.config import Bounds
 from pipelines.expect import ExpectationsBroken, Finding, issue_share, refuse_broken
 from tests.pipelines.audits import Audit, images, on_disk, store_again, store_zarr
-from tests.pipelines.test_group import COLUMNS, LONG, PROBS, audit_of
+from tests.pipelines.crowds import COLUMNS, LONG, PROBS, audit_of
 from tests.pipelines.test_multilabel import sets, store_lists
 from tests.stores import Place
 

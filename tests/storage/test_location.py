@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from distributed import Client
 from pydantic import ValidationError
 
 from labelqa_dask.core.errors import InvalidConfig, StorageError
 from labelqa_dask.storage.location import Location, MissingObject, StorageOptions
+from labelqa_dask.storage.sinks import ZarrSink
 from tests.stores import Place, create_bucket, s3_server
 
 AWKWARD = ["a b", "ünï/çödé/日本", "100%", "a%20b", "a%2Fb", "a#1b", "q?x", "a+b&c=d", "[x]{y}", "it's"]
@@ -74,6 +76,24 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_urls_that_name_nothing_are_refused(url: str, message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         Location.parse(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("s3://name:MARKER@bucket/x", "s3://…@bucket/x: has credentials in it"),
+        ("s3://MARKER@bucket/x", "s3://…@bucket/x: has credentials in it"),
+        ("az://container/x?sv=1&sig=MARKER", "az://container/x?sv=1&…: has credentials in it"),
+        ("s3://bucket/x?X-Amz-Signature=MARKER", "s3://bucket/x?…: has credentials in it"),
+        ("s3://a:MARKER@b//x?sig=MARKER", "s3://…@b//x?…: has credentials in it"),
+        ("https://store/x?X-Amz-Credential=id&X-Amz-Signature=MARKER", "https://store/x?…: scheme 'https' is not"),
+    ],
+)
+def test_urls_that_hold_credentials_are_refused_without_telling_them(url: str, told: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        Location.parse(url)
+    assert str(caught.value).startswith(told)
+    assert "MARKER" not in str(caught.value)
 
 
 def test_locations_are_built_by_slashes_and_taken_apart_again() -> None:
@@ -295,3 +315,14 @@ def test_a_location_is_small_and_works_in_another_process(place: Place, client: 
     content, process = client.submit(elsewhere, location, pure=False).result()
     assert (content, location.read("y")) == (b"from here", b"from there")
     assert process != os.getpid()
+
+
+def test_an_error_that_is_met_on_a_worker_arrives_as_what_it_is(place: Place, client: Client) -> None:
+    location = place("data.zarr")
+    location.write("zarr.json", b'{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+
+    def write() -> None:
+        ZarrSink(location.parent, {"scores": "data"}).write_rows("00000", 0, {"scores": np.zeros(3)})
+
+    with pytest.raises(MissingObject, match=r"data\.zarr/scores: does not exist"):
+        client.submit(write, pure=False).result()

@@ -31,7 +31,7 @@ from labelqa_dask.storage.record import (
     unfinished,
     version_names,
 )
-from tests.stores import Place
+from tests.stores import Place, unopposed
 from tests.strategies import scores, seeded
 
 MANIFEST = {
@@ -298,7 +298,7 @@ def test_no_flipped_bit_of_a_manifest_goes_unnoticed(version: Version) -> None:
 
 
 def test_no_flipped_bit_of_a_pointer_leads_elsewhere(version: Version) -> None:
-    version.publish({}, [], {"task": "multiclass"})
+    version.publish({}, [], {"task": "multiclass"}, unopposed)
     noticed = 0
     content = version.out.read("latest.json")
     for flipped in flips(content):
@@ -353,7 +353,7 @@ def test_versions_are_numbered_and_the_newest_unpublished_one_is_unfinished(plac
     assert latest(out) is None
     assert unfinished(out) == first
     assert next_version(out).name == "v000002"
-    first.publish({}, [], {"task": "multiclass"})
+    first.publish({}, [], {"task": "multiclass"}, unopposed)
     assert latest(out) == first
     assert unfinished(out) is None
     pointer = json.loads(out.read("latest.json"))
@@ -362,7 +362,7 @@ def test_versions_are_numbered_and_the_newest_unpublished_one_is_unfinished(plac
         Version(out, name).write_manifest(signed(MANIFEST))
     assert unfinished(out) == Version(out, "v000010")
     assert next_version(out).name == "v000011"
-    Version(out, "v000010").publish({}, [], {})
+    Version(out, "v000010").publish({}, [], {}, unopposed)
     assert unfinished(out) is None
     assert latest(out) == Version(out, "v000010")
 
@@ -377,7 +377,7 @@ def test_only_versions_count_as_versions(place: Place) -> None:
 def test_a_publication_replaces_the_one_before(place: Place) -> None:
     out = place("out")
     for name in ["v000001", "v000002"]:
-        Version(out, name).publish({}, [], {"task": "x" * 100 if name == "v000001" else "y"})
+        Version(out, name).publish({}, [], {"task": "x" * 100 if name == "v000001" else "y"}, unopposed)
     pointer = json.loads(out.read("latest.json"))
     assert (pointer["version"], pointer["task"]) == ("v000002", "y")
 

@@ -15,7 +15,7 @@ from labelqa_dask import open_run
 from labelqa_dask.core.errors import StorageError
 from labelqa_dask.storage.record import Version
 from labelqa_dask.storage.sinks import OutputArray, ParquetSink, Sink, ZarrSink, parquet_bytes
-from tests.stores import Place
+from tests.stores import Place, unopposed
 
 SCORES = np.arange(10) / 10
 
@@ -30,7 +30,7 @@ def publish(place: Place, name: str, output_format: str) -> Version:
         sink.write_rows(f"{number:05d}", start, {"label_quality_score": SCORES[start : start + 4]})
     location.write("worst.parquet", parquet_bytes(pa.table({"row": [0, 1], "label_quality_score": SCORES[:2]})))
     location.write("summary.json", json.dumps({"task": "multiclass", "output": {"format": output_format}}).encode())
-    version.publish({}, [], {})
+    version.publish({}, [], {}, unopposed)
     return version
 
 
