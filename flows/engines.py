@@ -132,13 +132,13 @@ def _begin_jobs(settings: AnyJobsCluster) -> Cluster:
             job.status = Status.failed  # or else the cluster does not close where one was refused
         cluster.close()
         raise
-    if workers.minimum < workers.maximum:
-        cluster.adapt(
-            minimum=workers.minimum,
-            maximum=workers.maximum,
-            target_duration=_TARGET_SECONDS,
-            wait_count=_EVALUATIONS_BEFORE_REMOVAL,
-        )
+    # A fixed number too: as part of this, jobs that have ended before the run are submitted again.
+    cluster.adapt(
+        minimum=workers.minimum,
+        maximum=workers.maximum,
+        target_duration=_TARGET_SECONDS,
+        wait_count=_EVALUATIONS_BEFORE_REMOVAL,
+    )
     return cluster
 
 

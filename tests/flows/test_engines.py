@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -201,6 +202,16 @@ def test_a_queue_grows_to_its_maximum_while_there_is_work(batch_system: Path):
             assert variables.items() >= {**ALLOCATOR, "FROM": "the configuration"}.items()
     assert len(list(batch_system.glob("*.sh"))) == 2
     wait_until(lambda: not any(Path(f"/proc/{process}").exists() for process in processes))
+
+
+@pytest.mark.slow
+def test_a_job_that_ends_before_the_run_is_submitted_again(batch_system: Path):
+    with open_cluster(config("slurm", workers=1, memory_limit="1GiB")) as client:
+        client.wait_for_workers(1, timeout=60)
+        (process,) = client.run(os.getpid).values()
+        os.killpg(os.getpgid(process), signal.SIGKILL)
+        assert client.submit(os.getpid).result(timeout=120) != process
+    assert len(list(batch_system.glob("*.sh"))) == 2
 
 
 def test_a_batch_system_that_refuses_jobs_fails_the_run(batch_system: Path):
