@@ -34,7 +34,7 @@ def prepare_folder(folder: Path) -> None:
 def write_demo(data: DemoData, folder: Path) -> Path:
     """Store the data as Zarr (images) or Parquet (tables), with a configuration that audits them; returns its path."""
     folder = folder.resolve()
-    stored = _write_zarr(data, folder) if data.pred_probs.ndim > 2 else _write_parquet(data, folder)
+    stored = _write_zarr(data, folder) if data.predictions.ndim > 2 else _write_parquet(data, folder)
     config = {
         "task": data.task,
         **stored,
@@ -53,7 +53,7 @@ def _write_zarr(data: DemoData, folder: Path) -> dict[str, Any]:
     dims = ("example", "y", "x")
     for name, values, names in (
         ("labels", data.labels, dims),
-        ("pred_probs", data.pred_probs, ("example", "class", "y", "x")),
+        ("pred_probs", data.predictions, ("example", "class", "y", "x")),
         ("id", data.ids.astype(np.dtypes.StringDType()), ("example",)),
     ):
         array = group.create_array(
@@ -74,15 +74,15 @@ def _write_parquet(data: DemoData, folder: Path) -> dict[str, Any]:
     files = folder / "data"
     files.mkdir()
     predictions: dict[str, Any]
-    if data.pred_probs.ndim == 1:
+    if data.predictions.ndim == 1:
         columns, predictions = ["prediction"], {"predictions": {"column": "prediction"}}
     else:
-        columns = [f"p{j}" for j in range(data.pred_probs.shape[1])]
+        columns = [f"p{j}" for j in range(data.predictions.shape[1])]
         predictions = {"pred_probs": {"columns": columns}}
     sets = data.labels.ndim == 2
     labels = [np.flatnonzero(row).tolist() for row in data.labels] if sets else data.labels
     name = "labels" if sets else "label"
-    values = np.atleast_2d(data.pred_probs.T)
+    values = np.atleast_2d(data.predictions.T)
     table = pa.table({"id": data.ids.tolist(), name: labels, **dict(zip(columns, values, strict=True))})
     part_rows = -(-len(data.labels) // 8)
     for number, start in enumerate(range(0, len(data.labels), part_rows)):

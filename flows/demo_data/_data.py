@@ -30,9 +30,8 @@ class DemoData:
     labels : ndarray of int
         Given labels: (n,) for multiclass and regression (there of float), (n, k) of 0 and 1 for multilabel, (n, h, w)
         for segmentation.
-    pred_probs : ndarray of float32
-        Out-of-sample class probabilities: (n, k), or (n, k, h, w) for segmentation; for regression the predicted
-        values, (n,).
+    predictions : ndarray of float32
+        Out of sample: class probabilities (n, k), or (n, k, h, w) for segmentation; for regression values (n,).
     ids : ndarray of str
         Name of each example, (n,).
     corrupted : ndarray of bool
@@ -45,7 +44,7 @@ class DemoData:
 
     task: str
     labels: NDArray[np.integer | np.floating]
-    pred_probs: Floats
+    predictions: Floats
     ids: NDArray[np.str_]
     corrupted: NDArray[np.bool_]
     class_names: tuple[str, ...]
@@ -62,6 +61,13 @@ class Maker(Protocol):
 def generator(seed: int, purpose: str) -> np.random.Generator:
     """Give each purpose random numbers of its own, so that one step never shifts those of another."""
     return np.random.default_rng([seed, *purpose.encode()])
+
+
+def folds_of(count: int, seed: int) -> Folds:
+    """Training and held-out rows of each fold: every row is held out once."""
+    from sklearn.model_selection import KFold
+
+    return list(KFold(FOLD_COUNT, shuffle=True, random_state=seed).split(np.empty(count)))
 
 
 def one_thread() -> AbstractContextManager[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.demo_data._data import FOLD_COUNT, DemoData, Floats, Folds, Say, generator, one_thread
+from flows.demo_data._data import FOLD_COUNT, DemoData, Floats, Folds, Say, folds_of, generator, one_thread
 
 WRONG_RECORD_SHARE = 0.05
 
@@ -30,11 +30,11 @@ def make(seed: int, *, say: Say = lambda _: None) -> DemoData:
     features, measures = load_patients()
     say(f"slipping the decimal point in {WRONG_RECORD_SHARE:.0%} of {len(measures)} real records")
     labels = misrecord(measures, seed)
-    predictions = predict_measures(features, labels, patient_folds(len(labels), seed), say)
+    predictions = predict_measures(features, labels, folds_of(len(labels), seed), say)
     return DemoData(
         task="regression",
         labels=labels,
-        pred_probs=predictions,
+        predictions=predictions,
         ids=np.array([f"patient-{number:03d}" for number in range(len(labels))]),
         corrupted=labels != measures,
         class_names=(),
@@ -74,13 +74,6 @@ def misrecord(measures: Values, seed: int) -> Values:
     labels = measures.copy()
     labels[chosen] *= rng.choice([0.1, 10.0], len(chosen))
     return labels
-
-
-def patient_folds(count: int, seed: int) -> Folds:
-    """Training and held-out rows of each fold."""
-    from sklearn.model_selection import KFold
-
-    return list(KFold(FOLD_COUNT, shuffle=True, random_state=seed).split(np.empty(count)))
 
 
 def predict_measures(features: Values, labels: Values, folds: Folds, say: Say = lambda _: None) -> Floats:

@@ -34,7 +34,7 @@ def make(seed: int, *, say: Say = lambda _: None) -> DemoData:
     return DemoData(
         task="multiclass",
         labels=labels,
-        pred_probs=pred_probs,
+        predictions=pred_probs,
         ids=np.array([f"digit-{number:05d}" for number in range(len(labels))]),
         corrupted=labels != truth,
         class_names=DIGIT_CLASSES,

@@ -61,7 +61,7 @@ def make(seed: int, *, say: Say = lambda _: None) -> DemoData:
     return DemoData(
         task="multilabel",
         labels=labels,
-        pred_probs=pred_probs,
+        predictions=pred_probs,
         ids=np.array([f"group-{number:05d}" for number in range(len(labels))]),
         corrupted=(labels != groups.labels).any(axis=1),
         class_names=DIGIT_CLASSES,

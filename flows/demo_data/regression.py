@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.demo_data._data import FOLD_COUNT, DemoData, Floats, Folds, Say, generator, one_thread
+from flows.demo_data._data import FOLD_COUNT, DemoData, Floats, Folds, Say, folds_of, generator, one_thread
 
 THROWS = 40_000
 WRONG_THROW_SHARE = 0.02
@@ -38,11 +38,11 @@ def make(seed: int, *, say: Say = lambda _: None) -> DemoData:
     features, distances = throw(seed, THROWS)
     say(f"recording {WRONG_THROW_SHARE:.0%} of the distances wrongly")
     labels = misrecord(distances, seed)
-    predictions = predict_distances(features, labels, throw_folds(THROWS, seed), seed, say)
+    predictions = predict_distances(features, labels, folds_of(THROWS, seed), seed, say)
     return DemoData(
         task="regression",
         labels=labels,
-        pred_probs=predictions,
+        predictions=predictions,
         ids=np.array([f"throw-{number:05d}" for number in range(THROWS)]),
         corrupted=labels != distances,
         class_names=(),
@@ -118,26 +118,6 @@ def misrecord(distances: Values, seed: int) -> Values:
     labels[slipped] *= rng.choice([0.1, 10.0], len(slipped))
     labels[swapped] = distances[np.roll(swapped, 1)]
     return labels
-
-
-def throw_folds(count: int, seed: int) -> Folds:
-    """Split throws into folds.
-
-    Parameters
-    ----------
-    count : int
-        Number of throws.
-    seed : int
-        Seed of everything random.
-
-    Returns
-    -------
-    sequence of pairs
-        Training and held-out rows of each fold.
-    """
-    from sklearn.model_selection import KFold
-
-    return list(KFold(FOLD_COUNT, shuffle=True, random_state=seed).split(np.empty(count)))
 
 
 def predict_distances(features: Values, labels: Values, folds: Folds, seed: int, say: Say = lambda _: None) -> Floats:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.demo_data._data import FOLD_COUNT, DemoData, Floats, Folds, Say, generator, one_thread
+from flows.demo_data._data import FOLD_COUNT, DemoData, Floats, Folds, Say, folds_of, generator, one_thread
 from flows.demo_data._digits import DIGIT_CLASSES, load_digit_images, picture_classifier
 
 Masks: TypeAlias = NDArray[np.uint8]
@@ -94,11 +94,11 @@ def make(seed: int, *, say: Say = lambda _: None) -> DemoData:
     scenes = compose_scenes(seed, SCENE_COUNT, say)
     say(f"spoiling the annotation of {WRONG_SCENE_SHARE:.0%} of the scenes")
     labels = spoil_scenes(scenes, seed)
-    pred_probs = predict_scenes(scenes.images, labels, scene_folds(len(labels), seed), seed, say)
+    pred_probs = predict_scenes(scenes.images, labels, folds_of(len(labels), seed), seed, say)
     return DemoData(
         task="segmentation",
         labels=labels,
-        pred_probs=pred_probs,
+        predictions=pred_probs,
         ids=np.array([f"scene-{number:04d}" for number in range(len(labels))]),
         corrupted=(labels != scenes.labels).any(axis=(1, 2)),
         class_names=("background", *DIGIT_CLASSES),
@@ -171,26 +171,6 @@ def spoil_scenes(scenes: Scenes, seed: int) -> Masks:
         spoil = SPOILERS[turn % len(SPOILERS)]
         spoil(labels[scene], mask, rng)
     return labels
-
-
-def scene_folds(count: int, seed: int) -> Folds:
-    """Split scenes into folds.
-
-    Parameters
-    ----------
-    count : int
-        Number of scenes.
-    seed : int
-        Seed of everything random.
-
-    Returns
-    -------
-    sequence of pairs
-        Training and held-out scenes of each fold.
-    """
-    from sklearn.model_selection import KFold
-
-    return list(KFold(FOLD_COUNT, shuffle=True, random_state=seed).split(np.arange(count)))
 
 
 def predict_scenes(

@@ -42,7 +42,7 @@ def _common(task, labels, pred_probs):
     return {
         "task": task,
         "labels": labels,
-        "pred_probs": pred_probs.astype(np.float32),
+        "predictions": pred_probs.astype(np.float32),
         "ids": np.array([f"example-{i}" for i in range(N)]),
         "corrupted": np.arange(N) < 8,
         "class_names": () if task == "regression" else tuple("abc"),

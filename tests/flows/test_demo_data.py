@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from flows import demo_data
 from flows.demo_data import MAKERS, DemoData, diabetes, multiannotator, multiclass, multilabel, regression, segmentation
+from flows.demo_data._data import folds_of
 from flows.demo_data._digits import load_digit_images
 from flows.demo_data.segmentation import Scenes
 from labelqa_dask.regression import get_label_quality_scores
@@ -63,13 +64,13 @@ def clean_labels(task: str, seed: int) -> NDArray[np.integer]:
 def precision_at_wrong_count(data: DemoData) -> float:
     """Share of really wrong examples among the worst, taking as many as there are wrong ones."""
     if data.task == "regression":
-        worst = np.argsort(-np.abs(data.pred_probs - data.labels))[: data.corrupted.sum()]
+        worst = np.argsort(-np.abs(data.predictions - data.labels))[: data.corrupted.sum()]
         return float(data.corrupted[worst].mean())
     if data.task == "multilabel":
-        confidence = np.where(data.labels, data.pred_probs, 1 - data.pred_probs)
+        confidence = np.where(data.labels, data.predictions, 1 - data.predictions)
     else:
         given = data.labels[:, np.newaxis].astype(np.intp)
-        confidence = np.take_along_axis(data.pred_probs, given, axis=1).reshape(len(data.labels), -1)
+        confidence = np.take_along_axis(data.predictions, given, axis=1).reshape(len(data.labels), -1)
     confidence = confidence.astype(np.float64)
     weights = np.exp((1 - confidence) / 0.1)
     softmin = (confidence * weights).sum(axis=1) / weights.sum(axis=1)
@@ -88,18 +89,18 @@ def test_shapes_and_types(data: DemoData) -> None:
     assert data.labels.shape == labels_shape
     types = {"multiclass": np.int64, "multiannotator": np.int64, "regression": np.float64}
     assert data.labels.dtype == types.get(data.task, np.uint8)
-    assert data.pred_probs.shape == probs_shape
-    assert data.pred_probs.dtype == np.float32
+    assert data.predictions.shape == probs_shape
+    assert data.predictions.dtype == np.float32
     assert data.corrupted.shape == data.ids.shape == labels_shape[:1]
     assert data.corrupted.dtype == np.bool_
-    assert data.pred_probs.nbytes < 150e6
+    assert data.predictions.nbytes < 150e6
 
 
 def test_every_class_has_a_name_and_is_used(data: DemoData) -> None:
     if data.task == "regression":
         assert data.class_names == ()
         return
-    assert len(data.class_names) == data.pred_probs.shape[1]
+    assert len(data.class_names) == data.predictions.shape[1]
     if data.task == "multilabel":
         assert (data.labels.sum(axis=0) > 300).all()
         assert np.unique(data.labels).tolist() == [0, 1]
@@ -115,12 +116,12 @@ def test_ids_are_unique_and_readable(data: DemoData) -> None:
 
 def test_predictions_are_valid(data: DemoData) -> None:
     if data.task == "regression":
-        assert np.isfinite(data.pred_probs).all()
+        assert np.isfinite(data.predictions).all()
         return
-    assert data.pred_probs.min() >= 0
-    assert data.pred_probs.max() <= 1
+    assert data.predictions.min() >= 0
+    assert data.predictions.max() <= 1
     if data.task != "multilabel":
-        np.testing.assert_allclose(data.pred_probs.sum(axis=1), 1, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(data.predictions.sum(axis=1), 1, rtol=0, atol=1e-5)
 
 
 def test_corrupted_is_exactly_where_labels_differ_from_the_truth(data: DemoData) -> None:
@@ -251,7 +252,7 @@ def test_digit_predictions_are_out_of_sample() -> None:
 
 def test_scene_predictions_are_out_of_sample(few_scenes: Scenes) -> None:
     """Other annotations in the held-out fold change what is predicted elsewhere, and nothing in the fold."""
-    folds = segmentation.scene_folds(len(few_scenes.labels), seed=0)
+    folds = folds_of(len(few_scenes.labels), seed=0)
     before = segmentation.predict_scenes(few_scenes.images, few_scenes.labels, folds, seed=0)
     train, held_out = folds[0]
     labels = few_scenes.labels.copy()
@@ -264,8 +265,8 @@ def test_scene_predictions_are_out_of_sample(few_scenes: Scenes) -> None:
 def test_each_example_is_held_out_once(made: dict[str, DemoData]) -> None:
     for task, folds in {
         "multiclass": multiclass.digit_folds(made["multiclass"].labels.astype(np.int64), seed=0),
-        "regression": regression.throw_folds(regression.THROWS, seed=0),
-        "segmentation": segmentation.scene_folds(300, seed=0),
+        "regression": folds_of(regression.THROWS, seed=0),
+        "segmentation": folds_of(300, seed=0),
     }.items():
         held_out = np.sort(np.concatenate([rows for _, rows in folds]))
         np.testing.assert_array_equal(held_out, np.arange(len(made[task].labels)))
@@ -275,7 +276,7 @@ def test_each_example_is_held_out_once(made: dict[str, DemoData]) -> None:
 def test_throw_predictions_are_out_of_sample() -> None:
     """Other records in the held-out fold change what is predicted elsewhere, and nothing in the fold."""
     features, distances = regression.throw(0, 600)
-    folds = regression.throw_folds(600, seed=0)
+    folds = folds_of(600, seed=0)
     before = regression.predict_distances(features, distances, folds, seed=0)
     train, held_out = folds[0]
     labels = distances.copy()
@@ -289,10 +290,10 @@ def test_patients_are_real_and_their_wrong_records_are_found(made: dict[str, Dem
     data = made["diabetes"]
     _, measures = diabetes.load_patients()
     assert data.task == "regression"
-    assert len(measures) == len(data.pred_probs) == len(set(data.ids.tolist())) == 442
+    assert len(measures) == len(data.predictions) == len(set(data.ids.tolist())) == 442
     np.testing.assert_array_equal(data.corrupted, data.labels != measures)
     assert data.corrupted.sum() == 22
-    scores = get_label_quality_scores(data.labels, data.pred_probs)
+    scores = get_label_quality_scores(data.labels, data.predictions)
     assert data.corrupted[np.argsort(scores)[:22]].sum() >= 12  # 14; by chance 1
     for fact in ("442", "5%"):
         assert fact in data.story
@@ -301,7 +302,7 @@ def test_patients_are_real_and_their_wrong_records_are_found(made: dict[str, Dem
 def test_patients_are_predicted_out_of_sample() -> None:
     """Other records in the held-out fold change what is predicted elsewhere, and nothing in the fold."""
     features, measures = diabetes.load_patients()
-    folds = diabetes.patient_folds(len(measures), seed=0)
+    folds = folds_of(len(measures), seed=0)
     np.testing.assert_array_equal(np.sort(np.concatenate([rows for _, rows in folds])), np.arange(len(measures)))
     before = diabetes.predict_measures(features, measures, folds)
     train, held_out = folds[0]
@@ -325,7 +326,7 @@ def test_throws_without_air_follow_the_parabola(monkeypatch: pytest.MonkeyPatch)
 def test_scenes_without_a_found_object_get_valid_probabilities(few_scenes: Scenes) -> None:
     images = few_scenes.images.copy()
     images[7] = 0.2
-    folds = segmentation.scene_folds(len(images), seed=0)
+    folds = folds_of(len(images), seed=0)
     pred_probs = segmentation.predict_scenes(images, few_scenes.labels, folds, seed=0)
     assert (pred_probs[7].argmax(axis=0) == 0).all()
     np.testing.assert_allclose(pred_probs[7].sum(axis=0), 1, rtol=0, atol=1e-5)
