@@ -365,8 +365,12 @@ def _no_telemetry() -> None:
 
 
 def _quiet_prefect() -> None:
-    """Prefect without telemetry and with the terminal left to our progress; its own logs still reach its server."""
+    """Prefect without telemetry and with the terminal left to our progress; its own logs still reach its server.
+
+    Its embedded server is given time to start on a machine that is busy or slow.
+    """
     _no_telemetry()
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
 

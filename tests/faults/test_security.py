@@ -84,7 +84,7 @@ def test_credentials_are_never_told(fails: str | None, s3: Place, tmp_path: Path
 def test_prefect_is_never_told_credentials(s3: Place, tmp_path: Path) -> None:
     """Parameters of flow runs, artifacts and logs are all in the database of its server, those of failures too."""
     config, home = configured(s3, tmp_path), tmp_path / "prefect"
-    prefect = {"PREFECT_HOME": str(home), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+    prefect = {"PREFECT_HOME": str(home)}
     done = labelqa("run", config, "--set", "on_error=fail", **prefect)
     assert done.returncode == 1, done.stderr
     kept = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
