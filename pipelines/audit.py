@@ -145,6 +145,8 @@ def run_audit(
             clear(version)
             return Audited(Run(version), _findings(plan, Run(version)), unchanged=True, resumed=False)
         check_same(manifest, descended(planned, previous_of(out, manifest), freeze=freeze), str(version.location))
+        if version.contents(manifest["digest"]) is None:
+            version.write_contents(contents, manifest["digest"])
         plan = replace(plan, lineage=Lineage.of(version, manifest, contents))
         refreshed = _work(plan, version, manifest, client, listener, call, resumed, lease)
         if plan.config.output.keep_versions:

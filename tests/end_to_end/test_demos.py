@@ -17,6 +17,7 @@ from flows.demo import prepare_folder, verdict, write_demo
 from flows.demo_data import MAKERS, DemoData
 from flows.demo_data.multiannotator import CrowdData
 from flows.settings import load_config
+from labelqa_dask.core.task import task_names
 from tests.strategies import multiclass_data, multilabel_data, segmentation_data
 
 N, CLASSES = 64, 3
@@ -71,8 +72,8 @@ def prefect_server():
         yield
 
 
-def test_there_are_data_for_every_demonstration():
-    assert sorted(DATA) == sorted(MAKERS)
+def test_there_are_data_for_every_task():
+    assert sorted(DATA) == list(task_names())
 
 
 @pytest.mark.parametrize("task", sorted(DATA))

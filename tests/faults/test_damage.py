@@ -33,7 +33,9 @@ AGAIN, REPORTED, ELSEWHERE = "done again", "reported by verify", "tested with wh
 FOUND = {
     # the record
     "_run/manifest.json": AGAIN,
+    "_run/regions.json": AGAIN,
     "_run/stats/*.npz": AGAIN,
+    "_run/partial/*/#.npz.zst": REPORTED,
     "_run/done/#.json": AGAIN,
     "_run/timings.json": AGAIN,
     "_run/published.json": AGAIN,
@@ -66,7 +68,7 @@ def kind_of(path: str) -> str:
     if grouping:
         return f"{grouping[0]}*" if grouping[0].endswith("/") else path
     path = re.sub(r"/c/[\d/]+$", "/c/#", path)
-    path = re.sub(r"(stats|\w+\.zarr)/\w+(?=[./])", r"\1/*", path) if ".zarr/zarr" not in path else path
+    path = re.sub(r"(stats|partial|\w+\.zarr)/\w+(?=[./])", r"\1/*", path) if ".zarr/zarr" not in path else path
     return re.sub(r"(?<=[/-])\d{5}(?=\.)", "#", path)
 
 

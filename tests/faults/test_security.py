@@ -161,7 +161,9 @@ def test_what_comes_from_data_does_not_command_the_terminal(
 def test_nothing_is_written_outside_of_the_output(name: str, kind: str, place: Place, client: Client) -> None:
     """Whatever the data are called."""
     up = "../../../escaped"
-    audit = audit_on(place, client, name, kind, example=lambda number: f"{up}-{number}", annotator=lambda _: f"/{up}")
+    audit = audit_on(
+        place, client, name, kind, example=lambda number: f"{up}-{number}", annotator=lambda number: f"/{up}-{number}"
+    )
     above = Path(place.root).parent
     before = {path for path in above.rglob("*") if path.is_file()}
     audit.run()

@@ -209,7 +209,8 @@ def test_a_chunk_that_is_rewritten_is_read_and_the_result_is_that_from_scratch(
     read = read_by(audit, "v000002")
     first = next(iter(read))
     moved = first != "score"
-    assert read[first] == 1, "the first walk reads what has changed"
+    changed = REGIONS if name == "multiannotator" else 1  # any annotation may be of any example
+    assert read[first] == changed, "the first walk reads what has changed"
     assert read["score"] == (REGIONS if moved else 1), "what rests on statistics that moved is scored again"
     assert scored_in(audit, "v000002") == ([f"{i:05d}" for i in range(REGIONS)] if moved else ["00002"])
     assert_as_from_scratch(audit, "v000002")

@@ -425,7 +425,7 @@ def test_versions_are_numbered_and_the_newest_unpublished_one_is_unfinished(plac
 def published(out: Location, name: str) -> Version:
     version = Version(out, name)
     version.write_manifest(signed(MANIFEST))
-    version.publish({"summary.json": b"{}"}, [], {})
+    version.publish({"summary.json": b"{}"}, [], {}, unopposed)
     return version
 
 
