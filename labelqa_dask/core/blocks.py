@@ -14,7 +14,7 @@ import numpy as np
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.task import Block, State, Stats, Task, merge_states
 
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 16 << 20
 T = TypeVar("T")
 
 
