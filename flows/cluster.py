@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -45,6 +46,7 @@ def open_cluster(config: WorkConfig) -> Iterator[Client]:
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
+            client.register_worker_callbacks(setup=_say_what_matters)
             yield client
     elif isinstance(settings, RunningCluster):
         with _connect(settings.address) as client:
@@ -52,6 +54,12 @@ def open_cluster(config: WorkConfig) -> Iterator[Client]:
     else:
         with begin(settings) as cluster, Client(cluster, set_as_default=False) as client:
             yield client
+
+
+def _say_what_matters() -> None:
+    """Workers warn of their memory. Failed work the driver tells, and of heartbeats missed at the end nobody need know."""
+    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
+    logging.getLogger("distributed.worker.memory").setLevel(logging.WARNING)
 
 
 def _connect(address: str) -> Client:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from distributed import LocalCluster
 
@@ -49,11 +51,16 @@ def test_an_address_where_nobody_answers_is_refused(monkeypatch):
         resources_of(config({"kind": "address", "address": "tcp://127.0.0.1:9"}))
 
 
+def levels():
+    return tuple(logging.getLogger(f"distributed.worker{name}").getEffectiveLevel() for name in ("", ".memory"))
+
+
 def test_a_local_cluster_is_as_configured():
     settings = config({"workers": 1, "threads_per_worker": 2, "memory_limit": "1GiB"})
     with open_cluster(settings) as client:
         (worker,) = client.scheduler_info()["workers"].values()
         assert (worker["nthreads"], worker["memory_limit"]) == (2, GIB)
+        assert [*client.run(levels).values()] == [(logging.CRITICAL, logging.WARNING)]
     assert resources_of(settings) == Resources(workers=1, threads_per_worker=2, memory_limit=GIB)
 
 
