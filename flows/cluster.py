@@ -57,7 +57,7 @@ def open_cluster(config: WorkConfig) -> Iterator[Client]:
 
 
 def _say_what_matters() -> None:
-    """Workers warn of their memory. Failed work the driver tells, and of heartbeats missed at the end nobody need know."""
+    """Workers warn of their memory: failed work the driver tells, heartbeats missed at the end concern nobody."""
     logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
     logging.getLogger("distributed.worker.memory").setLevel(logging.WARNING)
 
