@@ -79,7 +79,7 @@ def precision_at_wrong_count(data: DemoData) -> float:
 
 
 def assert_same(first: DemoData, second: DemoData) -> None:
-    for name in ("labels", "pred_probs", "ids", "corrupted"):
+    for name in ("labels", "predictions", "ids", "corrupted"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name), strict=True)
     assert first.story == second.story
 
