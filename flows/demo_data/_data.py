@@ -55,7 +55,15 @@ class Maker(Protocol):
     """A function that makes the data of one demonstration."""
 
     def __call__(self, seed: int, *, say: Say = ...) -> DemoData:
-        """Make the data, the same for the same seed, and say what is being done."""
+        """Make the data.
+
+        Parameters
+        ----------
+        seed : int
+            Seed of everything random; the same seed gives the same arrays.
+        say : callable, optional
+            Called with a short line at each step.
+        """
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:

@@ -15,17 +15,7 @@ Values = NDArray[np.float64]
 def make(seed: int, *, say: Say = lambda _: None) -> DemoData:
     """Measures of disease of scikit-learn's diabetes data, some recorded wrongly, and out-of-sample predictions.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of everything random; the same seed gives the same arrays.
-    say : callable, optional
-        Called with a short line at each step.
-
-    Returns
-    -------
-    DemoData
-        Labels (n,) and predictions (n,), in the data's own measure, 25 to 346.
+    Labels (n,) and predictions (n,), in the data's own measure, 25 to 346.
     """
     features, measures = load_patients()
     say(f"slipping the decimal point in {WRONG_RECORD_SHARE:.0%} of {len(measures)} real records")

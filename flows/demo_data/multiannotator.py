@@ -45,17 +45,7 @@ class CrowdData(DemoData):
 def make(seed: int, *, say: Say = lambda _: None) -> CrowdData:
     """Real handwritten digits, labels of a simulated crowd, and a classifier's out-of-sample predictions.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of everything random; the same seed gives the same arrays.
-    say : callable, optional
-        Called with a short line at each step.
-
-    Returns
-    -------
-    CrowdData
-        Labels of the majority (n,), predictions (n, 10), and all annotations.
+    Labels of the majority (n,), predictions (n, 10), and all annotations.
     """
     images, truth = load_digit_images()
     fewest, most = LABELS_PER_DIGIT

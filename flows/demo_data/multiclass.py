@@ -14,17 +14,7 @@ WRONG_DIGIT_SHARE = 0.05
 def make(seed: int, *, say: Say = lambda _: None) -> DemoData:
     """Real handwritten digits, some with a wrong label, and a classifier's out-of-sample predictions.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of everything random; the same seed gives the same arrays.
-    say : callable, optional
-        Called with a short line at each step.
-
-    Returns
-    -------
-    DemoData
-        Labels (n,), predictions (n, 10).
+    Labels (n,), predictions (n, 10).
     """
     images, truth = load_digit_images()
     say(f"changing {WRONG_DIGIT_SHARE:.0%} of the labels of {len(truth):,} real handwritten digits")

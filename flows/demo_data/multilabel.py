@@ -40,17 +40,7 @@ class Groups:
 def make(seed: int, *, say: Say = lambda _: None) -> DemoData:
     """Groups of real handwritten digits, some with wrong labels, and a classifier's out-of-sample predictions.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of everything random; the same seed gives the same arrays.
-    say : callable, optional
-        Called with a short line at each step.
-
-    Returns
-    -------
-    DemoData
-        Labels (n, 10) of 0 and 1, predictions (n, 10).
+    Labels (n, 10) of 0 and 1, predictions (n, 10).
     """
     images, digits = load_digit_images()
     say(f"grouping {len(digits):,} real handwritten digits into {GROUP_COUNT:,} groups")

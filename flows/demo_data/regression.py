@@ -22,17 +22,7 @@ Values = NDArray[np.float64]
 def make(seed: int, *, say: Say = lambda _: None) -> DemoData:
     """Distances of simulated throws, some recorded wrongly, and a regressor's out-of-sample predictions.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of everything random; the same seed gives the same arrays.
-    say : callable, optional
-        Called with a short line at each step.
-
-    Returns
-    -------
-    DemoData
-        Labels (n,) and predictions (n,), in metres.
+    Labels (n,) and predictions (n,), in metres.
     """
     say(f"throwing {THROWS:,} balls through air")
     features, distances = throw(seed, THROWS)

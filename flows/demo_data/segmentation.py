@@ -79,17 +79,7 @@ class FoundObjects:
 def make(seed: int, *, say: Say = lambda _: None) -> DemoData:
     """Scenes of real handwritten digits, some badly annotated, and a segmenter's out-of-sample predictions.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of everything random; the same seed gives the same arrays.
-    say : callable, optional
-        Called with a short line at each step.
-
-    Returns
-    -------
-    DemoData
-        Labels (n, h, w), predictions (n, 11, h, w); class 0 is the background.
+    Labels (n, h, w), predictions (n, 11, h, w); class 0 is the background.
     """
     scenes = compose_scenes(seed, SCENE_COUNT, say)
     say(f"spoiling the annotation of {WRONG_SCENE_SHARE:.0%} of the scenes")
