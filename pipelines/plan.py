@@ -21,9 +21,11 @@ from labelqa_dask.core.task import ArraySpec, Params, Task
 from labelqa_dask.storage.annotations import AnnotationFiles, AnnotationsSource
 from labelqa_dask.storage.label_sets import LabelSetSource
 from labelqa_dask.storage.location import Location, StorageOptions
+from labelqa_dask.storage.parquet_source import ParquetSource, holds_lists_of_any_length
 from labelqa_dask.storage.record import Json, json_digest
 from labelqa_dask.storage.sinks import OutputArray, ParquetSink, Sink, ZarrSink
-from labelqa_dask.storage.sources import ParquetSource, Source, ZarrSource, as_ids, holds_lists_of_any_length
+from labelqa_dask.storage.sources import Source, as_ids
+from labelqa_dask.storage.zarr_source import ZarrSource
 from pipelines.config import AuditConfig, InputConfig
 from pipelines.layout import Layout, block_bytes, by_rows, choose_layout
 from pipelines.lineage import Lineage

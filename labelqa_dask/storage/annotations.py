@@ -24,8 +24,9 @@ from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError, 
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.ragged import Annotations
 from labelqa_dask.storage.location import Location
+from labelqa_dask.storage.parquet_source import ParquetSource, find_files
 from labelqa_dask.storage.sinks import parquet_bytes
-from labelqa_dask.storage.sources import Fingerprint, Index, ParquetSource, as_ids, find_files
+from labelqa_dask.storage.sources import Fingerprint, Index, as_ids
 
 T = TypeVar("T")
 PIECE_ROWS = 1 << 20

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.label_sets import LabelSets
 from labelqa_dask.storage.location import Location
-from labelqa_dask.storage.sources import Fingerprint, Index, ParquetSource, RowGroup
+from labelqa_dask.storage.parquet_source import ParquetSource, RowGroup
+from labelqa_dask.storage.sources import Fingerprint, Index
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from flows import cli
 from flows.settings import load_config
 from labelqa_dask.core.errors import InvalidConfig, StorageError
 from labelqa_dask.storage.location import Location, StorageOptions
+from labelqa_dask.storage.parquet_source import ParquetSource
 from labelqa_dask.storage.record import latest
-from labelqa_dask.storage.sources import ParquetSource, ZarrSource
+from labelqa_dask.storage.zarr_source import ZarrSource
 from pipelines.imports.images import Unfit, read_prediction
 from tests.faults.tasks import ROWS, SCRIPT, TASKS, audit_of
 from tests.pipelines.audits import on_disk

@@ -16,7 +16,7 @@ import pytest
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, RunConflict
 from labelqa_dask.storage.lease import holding
-from labelqa_dask.storage.sources import ParquetSource
+from labelqa_dask.storage.parquet_source import ParquetSource
 from pipelines.imports.columns import Asked
 from pipelines.imports.tables import MARKER, METADATA, ImportedTable, import_tables, look_at
 from pipelines.imports.work import record_of

@@ -15,8 +15,8 @@ import pytest
 from distributed import Client, LocalCluster
 
 from labelqa_dask.core.errors import InvalidInput, RunFailed, StorageError
+from labelqa_dask.storage.parquet_source import ParquetSource
 from labelqa_dask.storage.record import BadRegion, Version
-from labelqa_dask.storage.sources import ParquetSource
 from pipelines.bad_data import MOST_REGIONS, BadRegions
 from pipelines.config import parse_config
 from pipelines.plan import Plan, Resources, make_plan

@@ -16,7 +16,7 @@ from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.core.label_sets import LabelSets
 from labelqa_dask.storage.label_sets import LabelSetSource
 from labelqa_dask.storage.location import Location
-from labelqa_dask.storage.sources import holds_lists_of_any_length
+from labelqa_dask.storage.parquet_source import holds_lists_of_any_length
 
 K = 7
 ROWS = [sorted(np.random.default_rng(i).choice(K, i % 4, replace=False).tolist()) for i in range(23)]

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError
 from labelqa_dask.storage.location import Location
-from labelqa_dask.storage.sources import ParquetSource, as_ids
+from labelqa_dask.storage.parquet_source import ParquetSource
+from labelqa_dask.storage.sources import as_ids
 from tests.stores import Place
 from tests.strategies import seeded
 

@@ -19,7 +19,8 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError
 from labelqa_dask.storage.location import Location
-from labelqa_dask.storage.sources import Fingerprint, ZarrSource, as_ids
+from labelqa_dask.storage.sources import Fingerprint, as_ids
+from labelqa_dask.storage.zarr_source import ZarrSource
 from tests.stores import Place
 
 ALL = (slice(None),)
