@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -326,12 +328,32 @@ def main() -> None:
     where what is published is not what was expected.
     """
     signal.signal(signal.SIGINT, _interrupted)
+    end = _End()
+    atexit.register(end)
     try:
         app(standalone_mode=True)
     except LabelQAError as error:
         errors.print("[bold red]error:[/bold red] ", end="")
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(BAD_CONFIGURATION if isinstance(error, InvalidConfig) else FAILED)
+        end.status = BAD_CONFIGURATION if isinstance(error, InvalidConfig) else FAILED
+    except SystemExit as done:  # how typer ends, its status a number
+        end.status = done.code if isinstance(done.code, int) else 0
+
+
+@dataclass
+class _End:
+    """Ends the process, as the first to be registered and so the last to be called at its exit.
+
+    Before Python 3.14, an interpreter that is torn down aborts the process if a thread of the object store's client
+    answers a request just then, and the exit status is lost: https://github.com/python/cpython/issues/87135
+    """
+
+    status: int = FAILED
+
+    def __call__(self) -> NoReturn:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self.status)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:

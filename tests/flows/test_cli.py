@@ -207,3 +207,27 @@ def test_a_refresh_says_what_was_taken_over_and_what_was_read(audited):
     printed = labelqa("run", *command, "--no-prefect", "--set", "refresh.statistics=frozen").stdout
     assert "v000002: 11 of 12 regions taken over, 1 scored\n" in printed
     assert "Scores rest on the statistics of v000002, of 115 examples. Those of these data would be other by" in printed
+
+
+ASKING_THE_STORE = """
+import asyncio, threading
+import obstore
+from flows import cli
+
+async def ask():
+    store = obstore.store.MemoryStore()
+    await obstore.put_async(store, "object", b"value")
+    while True:
+        await asyncio.gather(*(obstore.get_async(store, "object") for _ in range(50)))
+
+threading.Thread(target=lambda: asyncio.run(ask()), daemon=True).start()
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["schema"], 0), (["schema", "--unknown"], 2), (["top", "no"], 1)])
+def test_requests_under_way_do_not_change_the_exit_status(arguments, status, tmp_path):
+    command = [sys.executable, "-c", ASKING_THE_STORE, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert bool(done.stdout) == (status == 0), "what was printed is not lost"
