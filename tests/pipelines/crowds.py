@@ -25,16 +25,19 @@ IDS = np.array([f"x{(7 * i) % N:03d}" for i in range(N)], object)
 COLUMNS = ("task", "annotator", "label")
 
 
-def store_rows(location: Location, rows: pd.DataFrame, form: str, files: int = 3) -> dict[str, Any]:
-    for number, part in enumerate(np.array_split(np.arange(len(rows)), files)):
-        frame = rows.iloc[part]
+def store_rows(location: Location, rows: pd.DataFrame, form: str) -> dict[str, Any]:
+    return store_files(location, [rows.iloc[part] for part in np.array_split(np.arange(len(rows)), 3)], form)
+
+
+def store_files(location: Location, frames: list[pd.DataFrame], form: str) -> dict[str, Any]:
+    for number, frame in enumerate(frames):
         if form == "csv":
             shuffled = frame.assign(note="a,b")[["label", "note", "task", "annotator"]]
-            location.write(f"rows-{number}.csv", shuffled.to_csv(index=False).encode())
+            location.write(f"rows-{number:02d}.csv", shuffled.to_csv(index=False).encode())
         else:
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), buffer, row_group_size=20)
-            location.write(f"rows-{number}.parquet", buffer.getvalue())
+            location.write(f"rows-{number:02d}.parquet", buffer.getvalue())
     return {"uri": f"{location.url}/rows-*.{form}", "columns": [*COLUMNS]}
 
 

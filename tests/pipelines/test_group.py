@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from labelqa_dask import open_run
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError
@@ -20,10 +22,12 @@ from labelqa_dask.storage.annotations import AnnotationFiles
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.run import Run
 from pipelines import group as grouping
+from pipelines.audit import Audited
 from pipelines.regions import Progress
 from tests.pipelines.audits import Audit, Interrupted, interrupt, is_idle, on_disk, wait_until
-from tests.pipelines.crowds import COLUMNS, IDS, LONG, PROBS, K, M, N, audit_of
+from tests.pipelines.crowds import COLUMNS, IDS, LONG, PROBS, K, M, N, audit_of, store_files
 from tests.stores import Place
+from tests.strategies import cuts, seeded
 
 
 def check(run: Run, params: dict[str, Any], *, ids: bool) -> None:
@@ -99,6 +103,36 @@ def test_neither_the_order_of_rows_nor_the_cut_changes_what_is_published(place: 
     np.testing.assert_array_equal(
         other.scores.compute()["consensus_label"], first.changed("out").run().run.scores.compute()["consensus_label"]
     )
+
+
+@on_disk
+def test_files_that_are_there_twice_change_nothing_but_the_count(place: Place, of_a_crowd: Audit) -> None:
+    undisturbed = tables(of_a_crowd.run())
+    assert len(undisturbed) > 10
+    rows = LONG.assign(task=IDS[LONG["task"]])
+
+    @given(cut=cuts(len(rows)), seed=st.integers(0, 99), data=st.data())
+    @settings(seeded, max_examples=4)
+    def check(cut: tuple[int, ...], seed: int, data: st.DataObject) -> None:
+        mixed, ends = rows.sample(frac=1, random_state=seed), np.cumsum(cut)
+        files = [mixed.iloc[end - size : end] for end, size in zip(ends, cut, strict=True)]
+        twice = data.draw(st.lists(st.sampled_from(files), max_size=4))
+        stored = store_files(place("again"), [*files, *twice], "parquet")
+        again = of_a_crowd.changed("out-again", input={"annotations": {**stored, "bad_rows": "drop"}})
+        audited = again.run(fresh=True)
+        repeated = sum(map(len, twice))
+        assert audited.run.summary["crowd"]["bad"] == ({grouping.REPEATED: repeated} if repeated else {})
+        assert tables(audited) == undisturbed
+        place("again").delete()
+
+    check()
+
+
+def tables(audited: Audited) -> dict[str, bytes]:
+    """The Parquet files that were published."""
+    location = audited.run.version.location
+    paths = [entry.path for entry in location.entries()]
+    return {path: location.read(path) for path in paths if path.endswith(".parquet") and not path.startswith("_run/")}
 
 
 def staged(audit: Audit) -> list[str]:
