@@ -1,5 +1,7 @@
 """Peak memory of workers against what was planned, as the data grow: it may depend on how they are cut alone.
 
+Each audit compiles its kernels, as the first one on a machine does: that takes more memory than to run them.
+
 Larger data are the same files and chunks under further names (hard links), so that they take no room on the disk.
 """
 
@@ -149,6 +151,7 @@ WRITERS: dict[str, Writer] = {
 def measure(write: Writer, nbytes: int, times: int) -> tuple[int, int, int]:
     """Bytes of the input; the peak of a worker of a fresh cluster in an audit of them; and what was planned."""
     folder = Path(tempfile.mkdtemp(prefix="labelqa-bench-"))
+    os.environ["NUMBA_CACHE_DIR"] = str(folder / "kernels")
     try:
         settings = write(folder, nbytes, times)
         output = {**settings.get("output", {}), "uri": str(folder / "audit")}
@@ -160,6 +163,7 @@ def measure(write: Writer, nbytes: int, times: int) -> tuple[int, int, int]:
             peak = max(client.run(end_to_end.peak_bytes).values())
         return plan.input_bytes, peak, plan.worker_bytes
     finally:
+        del os.environ["NUMBA_CACHE_DIR"]
         shutil.rmtree(folder)
 
 
@@ -168,7 +172,6 @@ def table(megabytes: float = 64, *names: str) -> Table:
     columns = [f"{what}{times}×" for times in SCALES for what in ("input ", "peak of plan ")]
     result = Table("peak memory of a worker", *columns, "within the plan")
     for name in names or WRITERS:
-        measure(WRITERS[name], int(megabytes * 1e6), 1)  # to compile kernels takes more memory than to run them
         found = [measure(WRITERS[name], int(megabytes * 1e6), times) for times in SCALES]
         shown = [
             text

@@ -15,7 +15,8 @@ from labelqa_dask.core.task import Task
 from labelqa_dask.storage.record import Json
 from labelqa_dask.storage.sources import Source
 
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 32 << 20
+GATHERED_BYTES = 64 << 20
 REGION_BYTES = 512 << 20
 REGION_ROWS = 1 << 20
 FEWEST_REGIONS = 32
@@ -124,7 +125,7 @@ def choose_layout(
     row_bytes = block_bytes(task, sources, {**sizes, **tile, "example": 1})
     block_rows = granule * max(1, BLOCK_BYTES // max(1, row_bytes * granule))
     example_bytes = block_bytes(task, sources, {**sizes, "example": 1})
-    most = min(REGION_BYTES // max(1, example_bytes), BLOCK_BYTES // max(1, gathered_bytes), REGION_ROWS)
+    most = min(REGION_BYTES // max(1, example_bytes), GATHERED_BYTES // max(1, gathered_bytes), REGION_ROWS)
     wanted = region_rows or _power_of_two(min(n // FEWEST_REGIONS, most))
     block_rows = min(block_rows, -(-wanted // granule) * granule)
     step = -(-wanted // block_rows) * block_rows

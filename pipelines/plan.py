@@ -30,8 +30,9 @@ from pipelines.config import AuditConfig, InputConfig
 from pipelines.layout import Layout, block_bytes, by_rows, choose_layout
 from pipelines.lineage import Lineage
 
-# Measured: a worker process with every library imported and the kernels loaded.
-WORKER_BYTES = 360 << 20
+# Measured: a worker process with every library imported. A fifth of it is what compiling the kernels takes, which
+# happens in the first run on a machine.
+WORKER_BYTES = 450 << 20
 # Dask's nanny ends a worker at 95 % of its limit; some of the rest is left to the allocator.
 USABLE_SHARE = 0.85
 # Of an identifier's key and row, while they are sorted; of an annotation while a piece of the input is cut by region.

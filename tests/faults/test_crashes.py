@@ -52,8 +52,11 @@ KILLED = [
     *((name, ("regions", "score", "4")) for name in TASKS if name != "multiclass"),
     ("multiannotator", ("regions", "estimate majority_vote", "4")),
     ("num_pixel_issues", ("regions", "estimate score_histogram", "4")),
+    ("neighbors", ("regions", "estimate search", "4")),
+    ("neighbors", ("regions", "score", "4")),
 ]
 QUICK = (("multiclass", ("regions", "score", "4")), ("multiclass", ("written", "summary.json")))
+LOCAL = {"neighbors": "pynndescent", "n_neighbors": 3}
 WORKERS = 2
 IN_FLIGHT = 3
 """How many pieces of work are under way at once for each thread."""
@@ -61,6 +64,8 @@ IN_FLIGHT = 3
 
 def audit_in_kind(place: Place, client: Client, name: str) -> Audit:
     """An audit of stored data in the format that is most usual."""
+    if name == "neighbors":
+        return audit_in_kind(place, client, "regression").changed(params=LOCAL)
     return audit_of(place, client, TASKS[name], "parquet" if TASKS[name].parquet else "zarr")
 
 

@@ -356,11 +356,11 @@ def test_folders_that_hold_nothing_or_nothing_that_matches_are_refused(scenes):
 
 @on_disk
 def test_an_image_that_does_not_fit_into_memory_is_refused_with_the_numbers(scenes):
-    small = Resources(1, 1, 440 << 20)
+    small = Resources(1, 1, 540 << 20)
     listing = list_folders(scenes.folders)
     import_masks(listing, scenes.client, small, [].append)
     big = Geometry(19, 20000, 20000, (5000, 2500), "float32", "uint8", 255, 1)
-    with pytest.raises(InvalidConfig, match=r"a worker would need .* GiB, but has 440\.00 MiB.*cluster.memory_limit="):
+    with pytest.raises(InvalidConfig, match=r"a worker would need .* GiB, but has 540\.00 MiB.*cluster.memory_limit="):
         Demand(small, big.job_bytes).check("images")
 
 

@@ -163,7 +163,7 @@ def test_blocks_and_regions_do_not_change_the_result(
 def test_wide_scores_make_shorter_regions(place: Place, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept of a region until it is written stays small, however many classes there are."""
     data = sets()
-    monkeypatch.setattr(layout, "BLOCK_BYTES", 30 * CLASSES * 8)
+    monkeypatch.setattr(layout, "GATHERED_BYTES", 30 * CLASSES * 8)
     monkeypatch.setattr(layout, "FEWEST_REGIONS", 1)
     settings = {"input": store_lists(place("data"), data), "output": {"format": "parquet"}}
     run = Audit(place, data, client, settings).run().run
