@@ -438,7 +438,7 @@ def _annotators(copy: GroupedCopy) -> tuple[Keys, NDArray[np.int64]]:
 def _refusal(bad: Mapping[str, tuple[int, list[str]]], place: str) -> InvalidInput:
     listed = "".join(f"\n  {count:,} {kind}, such as {'; '.join(places)}" for kind, (count, places) in bad.items())
     return InvalidInput(
-        f"some annotations cannot be scored. Nothing was published; mend the input and run again with --fresh, or set "
-        f"bad_rows: drop.{listed}",
+        f"some annotations cannot be scored. Nothing was published; mend the input, or set bad_rows: drop to leave "
+        f"them out, and run again with --fresh.{listed}",
         place,
     )

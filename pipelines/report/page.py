@@ -26,18 +26,19 @@ CHANGES_SHOWN = 50
 
 @dataclass(frozen=True)
 class TaskWords:
-    """What a low score of an example means, and how examples are called."""
+    """What a low score of an example means, and how examples, and the labels that are judged, are called."""
 
     low: str
     one: str = "example"
     many: str = "examples"
+    label: str = "given label"
 
 
 WORDS = {
     "segmentation": TaskWords("part of the image is probably labelled wrongly", "image", "images"),
     "multiclass": TaskWords("the given label is probably wrong"),
     "multilabel": TaskWords("at least one of the example's labels is probably wrong or missing"),
-    "multiannotator": TaskWords("the label that the annotators agree on is probably wrong"),
+    "multiannotator": TaskWords("the label that the annotators agree on is probably wrong", label="consensus label"),
     "regression": TaskWords("the given value is probably far off"),
 }
 ANY_TASK = TaskWords("the label is probably wrong")
