@@ -27,7 +27,7 @@ from prefect.states import Cancelled, Failed
 from prefect.tasks import Task
 
 from flows.cluster import open_cluster, resources_of
-from flows.progress import every, progress_line
+from flows.progress import every, progress_line, refreshed_lines
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, OutdatedRun, OutputInUse, RunConflict, RunFailed
 from labelqa_dask.storage.lease import refuse_if_held
 from labelqa_dask.storage.location import Location
@@ -186,6 +186,8 @@ def _publish_artifacts(audited: Audited) -> None:
     lines = [
         f"# {summary['task']}: {summary['examples']:,} examples",
         "",
+        "- nothing has changed since this version was published" if audited.unchanged else "",
+        f"- refreshed {refreshed_lines(audited.refreshed)}" if audited.refreshed else "",
         f"- mean {score['name']}: {score['mean']:.4f}" if score["mean"] is not None else "- nothing was scored",
         f"- lowest: {score['min']:.4g}" if score["min"] is not None else "",
         f"- left out, as their data cannot be scored: {left_out['regions']:,} regions" if left_out["regions"] else "",

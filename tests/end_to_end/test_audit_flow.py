@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from prefect.artifacts import Artifact
 from prefect.client.schemas.objects import StateType
 from prefect.testing.utilities import prefect_test_harness
@@ -91,6 +92,18 @@ def test_a_listener_is_told_of_every_region(tmp_path, segmentation_from_zarr):
     assert {progress.total for progress in told} == {8}
     assert told[-1].rows == 8
     assert run_flow(config, told.append, fresh=False).unchanged
+
+
+def test_a_refresh_is_told_where_the_flow_is_watched(tmp_path, segmentation_from_zarr):
+    config = parse_config(segmentation_from_zarr(str(tmp_path), n=6).config)
+    audit(config)
+    assert "refreshed" not in str(Artifact.get("audit-summary").data)
+    audit(config)
+    assert "nothing has changed" in str(Artifact.get("audit-summary").data)
+    labels = zarr.open_array(config.input["labels"].uri, path="labels", mode="r+")
+    labels[2] = (labels[2] + 1) % 5
+    assert audit(config).endswith("v000002")
+    assert "- refreshed v000001: 5 of 6 regions taken over, 1 scored" in str(Artifact.get("audit-summary").data)
 
 
 def test_bad_data_fail_the_flow_once_and_publish_nothing(tmp_path, multiclass_from_parquet):
