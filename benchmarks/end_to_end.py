@@ -18,6 +18,7 @@ from rich.table import Table
 
 from benchmarks.measure import in_turn
 from flows.cluster import open_cluster, resources_of
+from labelqa_dask.storage.location import Location
 from pipelines.audit import run_audit
 from pipelines.config import AuditConfig, parse_config
 from pipelines.plan import Plan, make_plan
@@ -85,9 +86,9 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def audit(plan: Plan, client: Client, out: Path) -> None:
+def audit(plan: Plan, client: Client, out: Location) -> None:
     """One audit into an empty output."""
-    shutil.rmtree(out, ignore_errors=True)
+    out.delete()
     run_audit(plan, client, lambda progress: None)
 
 
@@ -102,7 +103,9 @@ def table(gigabytes: float = 4.0) -> Table:
             config = config_for(data, out, method)
             plan = make_plan(config, resources_of(config))
             with open_cluster(config) as client:
-                pairs = in_turn(partial(audit, plan, client, out), partial(read_only, client, config), runs=3)
+                pairs = in_turn(
+                    partial(audit, plan, client, Location.parse(out)), partial(read_only, client, config), runs=3
+                )
                 peak = max(client.run(peak_bytes).values())
             ours, reading = pairs.median
             result.add_row(

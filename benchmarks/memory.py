@@ -23,6 +23,7 @@ from rich.table import Table
 
 from benchmarks import crowd, end_to_end, regression
 from flows.cluster import open_cluster, resources_of
+from labelqa_dask.storage.location import Location
 from pipelines.audit import run_audit
 from pipelines.config import parse_config
 from pipelines.plan import make_plan
@@ -131,9 +132,9 @@ def pixels(method: str) -> Writer:
 
 def numbers(folder: Path, nbytes: int, times: int) -> Settings:
     """Labels and predictions in Parquet."""
-    regression.write_rows(folder / "base", max(regression.PART_ROWS, nbytes // 16))
+    regression.write_rows(Location.parse(folder / "base"), max(regression.PART_ROWS, nbytes // 16))
     link_files(folder / "base", folder / "data", times)
-    config = regression.config_for(folder / "data", folder / "audit")
+    config = regression.config_for(*(Location.parse(folder / name) for name in ("data", "audit")))
     settings: Settings = config.model_dump(mode="json", exclude_defaults=True)
     return settings
 
