@@ -209,19 +209,18 @@ class Version:
 
     def read_partial(self, name: str, region: str, kind: type[StateT], key: str) -> StateT | None:
         """The state of a pass over one region, or None where it was made of something else, or not at all."""
-        content = self.run.read_if_exists(_partial(name, region))
-        try:
-            with pa.CompressedInputStream(pa.BufferReader(content or b""), "zstd") as stream:
-                return _load_state(stream.read(), kind, key)
-        except (pa.ArrowException, OSError):
+        content = _unsealed(self.run.read_if_exists(_partial(name, region)) or b"")
+        if content is None:
             return None
+        with pa.CompressedInputStream(pa.BufferReader(content), "zstd") as stream:
+            return _load_state(stream.read(), kind, key)
 
     def write_partial(self, name: str, region: str, state: Any, key: str) -> None:
         """Histograms are mostly empty: compressed, they are a few kilobytes."""
         buffer = pa.BufferOutputStream()
         with pa.CompressedOutputStream(buffer, "zstd") as stream:
             stream.write(_dump_state(state, key))
-        self.run.write(_partial(name, region), buffer.getvalue().to_pybytes())
+        self.run.write(_partial(name, region), _sealed(buffer.getvalue().to_pybytes()))
 
     def publish(
         self, files: Mapping[str, bytes], metadata: Iterable[str], content: Json, check: Callable[[], None]
@@ -243,6 +242,21 @@ class Version:
 
 def _partial(name: str, region: str) -> str:
     return f"partial/{name}/{region}.npz.zst"
+
+
+_SKIPPED_FRAME = b"\x50\x2a\x4d\x18"
+
+
+def _sealed(content: bytes) -> bytes:
+    """Zstandard with a digest of every byte after it, in a frame that decoders skip."""
+    digest = content_digest(content).encode()
+    return content + _SKIPPED_FRAME + len(digest).to_bytes(4, "little") + digest
+
+
+def _unsealed(sealed: bytes) -> bytes | None:
+    """What was sealed, or None where any of it has changed."""
+    content = sealed[: -len(_sealed(b""))]
+    return content if sealed and _sealed(content) == sealed else None
 
 
 def _dump_state(state: Any, basis: str) -> bytes:

@@ -51,7 +51,7 @@ KILLED = [
     *(("multiclass", point) for point in POINTS),
     *((name, ("regions", "score", "4")) for name in TASKS if name != "multiclass"),
     ("multiannotator", ("regions", "estimate majority_vote", "4")),
-    ("num_pixel_issues", ("regions", "estimate score_histogram", "4")),
+    ("num_pixel_issues", ("regions", "estimate issue_cutoff", "4")),
     ("neighbors", ("regions", "estimate search", "4")),
     ("neighbors", ("regions", "score", "4")),
 ]
@@ -294,7 +294,7 @@ def at(stage: str, done: int, function: Callable[[], None]) -> Callable[[Progres
     return listen
 
 
-LOSSES = [("estimate score_histogram", 4), ("score", 0), ("score", 2), ("score", 8), ("select", 0)]
+LOSSES = [("estimate issue_cutoff", 4), ("score", 0), ("score", 2), ("score", 8), ("select", 0)]
 
 
 @pytest.mark.slow
