@@ -242,7 +242,7 @@ class Task(ABC, Generic[ParamsT]):
         return self.outputs
 
     def held_bytes(self, params: ParamsT, n: int) -> int:
-        """Memory of the global statistics of n examples in a worker, where it grows with them."""
+        """Memory in a worker of what is there for all blocks: statistics that grow with n examples, large libraries."""
         return 0
 
     def multiples(self, params: ParamsT) -> Mapping[str, int]:

@@ -63,8 +63,10 @@ Neighbors = Literal["auto", "exact", "field", "pynndescent"]
 EVERY_ROW = int(np.iinfo(np.int64).max)
 EXACT_ROWS = 1 << 15
 """Up to so many rows `auto` is exact: half a second on two cores."""
-HELD_BYTES = 200
+ROW_BYTES = 200
 """Memory of a row where all are held, at the peak: sorted, merged, and cut into leaves or shards."""
+PYNNDESCENT_BYTES = 672 << 20
+"""Measured: what compiling the kernels of pynndescent takes, and the index of a shard."""
 
 
 class RegressionParams(Params):
@@ -291,7 +293,10 @@ class Regression(Task[RegressionParams]):
         return steps if params.neighbors == "exact" else (*steps, Pass("count", Count, count, unless_settled))
 
     def held_bytes(self, params: RegressionParams, n: int) -> int:
-        return HELD_BYTES * n if params.method == "outre" and _holds_every_row(params) else 0
+        if params.method == "residual":
+            return 0
+        library = PYNNDESCENT_BYTES if params.neighbors == "pynndescent" else 0
+        return library + (ROW_BYTES * n if _holds_every_row(params) else 0)
 
     def scores_unseen(self, params: RegressionParams) -> bool:
         """Distances are known where rows were counted only."""
