@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-import numpy as np
 from distributed import Client
-from numpy.typing import NDArray
 
 from labelqa_dask.core.errors import InvalidInput, RunConflict, RunFailed
 from labelqa_dask.storage.annotations import AnnotationsSource
+from labelqa_dask.storage.digests import Digests
 from labelqa_dask.storage.lease import Lease, holding
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import (
@@ -234,7 +233,7 @@ def _check_inputs_unchanged(plan: Plan, manifest: Json, version: Version) -> Non
 
 
 def open_version(
-    out: Location, planned: Json, contents: NDArray[np.uint8], fresh: bool, discard: bool, freeze: bool
+    out: Location, planned: Json, contents: Digests, fresh: bool, discard: bool, freeze: bool
 ) -> tuple[Version, bool]:
     """The version to work on, its manifest written, and whether it had been begun before.
 

@@ -1,9 +1,9 @@
 """Stage 2, estimate: reduce the whole input to the statistics that scoring needs, one pass after the other.
 
 The state of each region is written down, so that neither a run that goes on nor the next version reads it again.
-Regions are reduced on the workers in groups whose cut depends on the number of regions alone; within a group and among
-groups states are merged in the order of the regions: the same bits whatever the cluster, whoever finishes first, and
-whichever states were there before.
+Regions are reduced on the workers in groups whose cut depends on the number of regions alone; within a group states
+are merged in the order of the regions, those of groups by a tree over their numbers: the same bits whatever the
+cluster, whoever finishes first, and whichever states were there before.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from labelqa_dask.core.task import Block, Pass, State, merge_states
 from labelqa_dask.storage.record import MERGED, BadRegion, Version
 from pipelines.bad_data import BadRegions
 from pipelines.layout import Region, Regions
+from pipelines.merging import MergedInOrder
 from pipelines.plan import Plan
 from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, make_job, regions_in_flight
 from pipelines.statistics import statistics, statistics_digest
@@ -84,42 +85,42 @@ def _reduce(
     step = plan.task.passes(plan.params)[number]
     regions = regions_of(step, needed, plan.layout.regions)
     meter = Meter(f"estimate {step.name}", len(regions), listener)
-    finished: dict[int, State | None] = {}
-    total: State | None = None
-    merged = read = 0
+    merged: MergedInOrder[State] = MergedInOrder(-(-len(regions) // _group_size(regions)))
+    read = 0
     groups = _groups(number, plan, version, manifest, bad, regions)
     for group, (state, fresh) in regions_in_flight(client, partial(_reduce_group, number), groups, plan, bad):
         rows = sum(job.region.stop - job.region.start for job in group.jobs)
         meter.advance(group.regions, rows, sum(job.nbytes for job in group.jobs if job.region.name in fresh))
         read += len(fresh)
-        finished[group.number] = state
-        while merged in finished:
-            total = merge_states(total, finished.pop(merged))
-            merged += 1
-    return total, read
+        merged.add(group.number, state)
+    return merged.total, read
 
 
-def regions_of(step: Pass[Any], needed: range, regions: Regions) -> list[Region]:
-    """The regions that a pass reads: all, or those that hold rows which it asks for."""
-    return [r for r in regions if step.examples is None or (r.start < needed.stop and r.stop > needed.start)]
+def regions_of(step: Pass[Any], needed: range, regions: Regions) -> range:
+    """Numbers of the regions that a pass reads: all, or those that hold rows which it asks for."""
+    return range(len(regions)) if step.examples is None else regions.touching(needed)
+
+
+def _group_size(regions: range) -> int:
+    return min(_LARGEST_GROUP, max(1, len(regions) // _MOST_GROUPS))
 
 
 def _groups(
-    number: int, plan: Plan, version: Version, manifest: str, bad: BadRegions, regions: list[Region]
+    number: int, plan: Plan, version: Version, manifest: str, bad: BadRegions, regions: range
 ) -> Iterator[Group]:
     lineage, basis = plan.descent, bad.basis
     step = plan.task.passes(plan.params)[number]
     earlier = statistics_digest(plan.task.name, plan.params, plan.counted, version, basis, number)
     known = {region.region for region in bad}
-    kept = version.partials(step.name)
+    kept = plan.layout.regions.marked(version.partials(step.name))
 
     def job(region: Region) -> RegionJob:
         key, former = lineage.partial_key(region, step, earlier), lineage.former(region)
-        return make_job(plan, version, manifest, basis, region, key, former, region.name in kept)
+        return make_job(plan, version, manifest, basis, region, key, former, bool(kept[int(region.name)]))
 
-    size = min(_LARGEST_GROUP, max(1, len(regions) // _MOST_GROUPS))
+    size = _group_size(regions)
     for group, start in enumerate(range(0, len(regions), size)):
-        part = regions[start : start + size]
+        part = [plan.layout.regions[i] for i in regions[start : start + size]]
         yield Group(group, len(part), tuple(job(region) for region in part if region.name not in known))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any, Self
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from labelqa_dask.core.task import Task
 from labelqa_dask.storage.record import Json
-from labelqa_dask.storage.sources import Source
+from labelqa_dask.storage.sources import Bounds, Source
 
 BLOCK_BYTES = 32 << 20
 GATHERED_BYTES = 64 << 20
@@ -61,9 +62,28 @@ class Regions:
         return cls(cut["sizes"]["example"], cut["region_rows"], tuple(bounds) if bounds else None)
 
     @property
-    def starts(self) -> list[int]:
+    def starts(self) -> Bounds:
         """First row of each region, and the end of the last."""
-        return list(self.bounds or (*range(0, self.rows, self.step), self.rows))
+        if self.bounds:
+            return np.array(self.bounds, np.int64)
+        return np.append(np.arange(0, self.rows, self.step, dtype=np.int64), self.rows)
+
+    def touching(self, rows: range) -> range:
+        """Numbers of the regions that hold some of these rows."""
+        if not rows:
+            return range(0)
+        if self.bounds:
+            return range(bisect_right(self.bounds, rows.start) - 1, bisect_left(self.bounds, rows.stop))
+        return range(rows.start // self.step, -(-rows.stop // self.step))
+
+    def marked(self, names: Iterable[str]) -> NDArray[np.bool_]:
+        """Which regions (n,) are among some names; others' names are left out."""
+        found = np.zeros(len(self), np.bool_)
+        for name in names:
+            number = int(name) if name.isascii() and name.isdecimal() else -1
+            if 0 <= number < len(self) and self[number].name == name:
+                found[number] = True
+        return found
 
 
 @dataclass(frozen=True)

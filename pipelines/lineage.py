@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from labelqa_dask.core.errors import RunFailed
 from labelqa_dask.core.task import Pass, State, get_task
+from labelqa_dask.storage.digests import Digests
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import BadRegion, Json, Version, basis_of, json_digest, manifest_digest
 from pipelines.layout import Region, Regions
@@ -37,7 +38,7 @@ class Lineage:
     Attributes
     ----------
     settings : digest of all that scores follow from, but the data
-    contents : (regions, 16) what tells of each region whether its data have changed
+    contents : what tells of each region whether its data have changed
     examples : how many the statistics count
     frozen : whether the statistics are those of the version before
     previous, regions : the version before, and its regions
@@ -45,7 +46,7 @@ class Lineage:
     """
 
     settings: str
-    contents: NDArray[np.uint8]
+    contents: Digests
     examples: int
     frozen: bool
     previous: Version | None
@@ -53,7 +54,7 @@ class Lineage:
     formers: NDArray[np.int64]
 
     @classmethod
-    def of(cls, version: Version, manifest: Json, contents: NDArray[np.uint8]) -> Lineage:
+    def of(cls, version: Version, manifest: Json, contents: Digests) -> Lineage:
         """What a version in the making descends from."""
         regions, formers = Regions.of(manifest), np.full(len(contents), -1)
         previous = previous_of(version.out, manifest)
@@ -100,11 +101,11 @@ class Lineage:
         if self.previous is None or before is None or not (self.formers >= 0).any():
             return {}
         found = {}
-        for bad in self.previous.bad_regions(before["digest"]).values():
-            for number in np.flatnonzero(self.formers == int(bad.region)).tolist():
-                region = regions[number]
-                if region.start == bad.start:  # the reasons name rows
-                    found[region.name] = BadRegion(region.name, region.start, region.stop, manifest, bad.reasons)
+        reasons = self.previous.bad_regions(before["digest"])
+        for number in np.flatnonzero(np.isin(self.formers, [int(name) for name in reasons])).tolist():
+            region, bad = regions[number], reasons[self.regions[int(self.formers[number])].name]
+            if region.start == bad.start:  # the reasons name rows
+                found[region.name] = BadRegion(region.name, region.start, region.stop, manifest, bad.reasons)
         return found
 
     def _of(self, region: Region) -> list[str]:
@@ -173,9 +174,17 @@ def _basis(published: Version) -> str:
     return basis_of(manifest["digest"], published.bad_regions(manifest["digest"]))
 
 
-def _find(digests: NDArray[np.uint8], among: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Where each of some digests (n, 16) is among others (m, 16); -1 where it is not."""
-    wanted, known = (np.ascontiguousarray(each).view("S16").ravel() for each in (digests, among))
-    order = np.argsort(known, kind="stable")
-    at = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)]
-    return np.where(known[at] == wanted, at, -1)
+def _find(digests: Digests, among: Digests) -> NDArray[np.int64]:
+    """Where each of some digests is among others, at the same place if it is there; -1 where it is not."""
+    found = np.full(len(digests), -1)
+    both = min(len(digests), len(among))
+    stayed = np.flatnonzero((digests[:both] == among[:both]).all(axis=1))
+    found[stayed] = stayed
+    left = np.flatnonzero(found < 0)
+    if len(left):
+        # Half of a digest finds the one that may be the same; which of several with that half, does not matter.
+        wanted, known = (np.ascontiguousarray(each[:, :8]).view(np.uint64).ravel() for each in (digests[left], among))
+        order = np.argsort(known, kind="stable")
+        at = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)]
+        found[left] = np.where((among[at] == digests[left]).all(axis=1), at, -1)
+    return found

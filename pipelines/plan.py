@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 from dask.utils import format_bytes
-from numpy.typing import NDArray
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.core.layout import ArrayInfo, check_layout, check_multiples
 from labelqa_dask.core.task import ArraySpec, Params, Task
 from labelqa_dask.storage.annotations import AnnotationFiles, AnnotationsSource
+from labelqa_dask.storage.digests import Digests, digests_of_rows
 from labelqa_dask.storage.label_sets import LabelSetSource
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.parquet_source import ParquetSource, holds_lists_of_any_length
-from labelqa_dask.storage.record import Json, json_digest
+from labelqa_dask.storage.record import Json
 from labelqa_dask.storage.sinks import OutputArray, ParquetSink, Sink, ZarrSink
 from labelqa_dask.storage.sources import Source, as_ids
 from labelqa_dask.storage.zarr_source import ZarrSource
@@ -143,7 +143,7 @@ class Plan:
             return ZarrSink(location, {output.name: output.group for output in self.outputs})
         return ParquetSink(location / "scores")
 
-    def look_up(self) -> tuple[dict[str, Json], NDArray[np.uint8]]:
+    def look_up(self) -> tuple[dict[str, Json], Digests]:
         """What each input is, and what tells of each region whether its data have changed, by the objects there now."""
         sources = {**self.sources, **({"ids": self.ids} if self.ids else {})}
         bounds = self.layout.regions.starts
@@ -159,9 +159,7 @@ class Plan:
             }
             for name, source in sources.items()
         }
-        parts = zip(*(fingerprint.regions for fingerprint in found.values()), strict=True)
-        digests = b"".join(bytes.fromhex(json_digest([*found, *of_region])) for of_region in parts)
-        return described, np.frombuffer(digests, np.uint8).reshape(-1, 16)
+        return described, digests_of_rows([fingerprint.regions for fingerprint in found.values()], [*found])
 
     def manifest(self, inputs: Mapping[str, Json]) -> Json:
         """What is to be computed, from what, and how it is cut; two runs with equal manifests give equal bytes."""

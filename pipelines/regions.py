@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 _RETRIES = 2
 _REGIONS_PER_THREAD = 3
+_SECONDS_BETWEEN_COUNTS = 1.0
 
 
 @dataclass(frozen=True)
@@ -197,27 +199,33 @@ def in_flight(
     A few items per thread are under way at a time, so neither the client nor the scheduler holds a graph that grows
     with the data; what is still under way when the caller stops is given back. Once there is `enough` no further items
     are begun. `worker_bytes`, the planned memory of a worker, is told where workers die.
+
+    What has completed meanwhile is fetched at once, and what follows it begun at once: the busier the client and the
+    scheduler are, the less there is to do for each item.
     """
     waiting = iter(items)
     begun: dict[Future[Any], ItemT] = {}
     running = as_completed(loop=client.loop)
+    threads = _Threads(client)
 
     def begin() -> None:
         if enough():
             return
-        width = max(2, _REGIONS_PER_THREAD * _threads(client))
-        for item in islice(waiting, max(0, width - len(begun))):
-            future = client.submit(function, item, pure=False, retries=_RETRIES)
-            begun[future] = item
-            running.add(future)
+        width = max(2, _REGIONS_PER_THREAD * threads.count())
+        following = list(islice(waiting, max(0, width - len(begun))))
+        if following:
+            futures = client.map(function, following, pure=False, retries=_RETRIES)
+            begun.update(zip(futures, following, strict=True))
+            running.update(futures)
 
     try:
         begin()
-        for future in running:
-            result = future.result()
-            item = begun.pop(future)
-            future.release()
-            yield item, result
+        for futures in running.batches():
+            results = client.gather(futures)
+            for future, result in zip(futures, results, strict=True):
+                item = begun.pop(future)
+                future.release()
+                yield item, result
             begin()
     except (KilledWorker, NoValidWorkerError) as error:
         raise RunFailed(
@@ -233,12 +241,20 @@ def in_flight(
             future.release()
 
 
-def _threads(client: Client) -> int:
-    """How many threads all workers have now."""
-    try:
-        return sum(client.nthreads().values())
-    except OSError as error:
-        raise _scheduler_lost(error) from None
+class _Threads:
+    """How many threads all workers have; asked for now and then, since each answer names every worker."""
+
+    def __init__(self, client: Client) -> None:
+        self._client, self._known, self._asked = client, 0, -math.inf
+
+    def count(self) -> int:
+        if time.monotonic() - self._asked > _SECONDS_BETWEEN_COUNTS:
+            try:
+                self._known = sum(self._client.nthreads().values())
+            except OSError as error:
+                raise _scheduler_lost(error) from None
+            self._asked = time.monotonic()
+        return self._known
 
 
 def _scheduler_lost(error: Exception) -> RunFailed:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from distributed import Client
+from numpy.typing import NDArray
 
 from labelqa_dask.core.blocks import finished
 from labelqa_dask.core.class_scores import ClassPairs, ClassScores
@@ -30,6 +31,7 @@ from pipelines.estimate import estimate
 from pipelines.layout import by_rows
 from pipelines.lineage import Former
 from pipelines.plan import Plan
+from pipelines.receipts import receipted
 from pipelines.regions import Listener, Meter, Outcome, RegionJob, bad_region, make_job, regions_in_flight
 from pipelines.statistics import statistics, statistics_digest
 
@@ -58,8 +60,8 @@ def _score_missing(
     plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client, listener: Listener
 ) -> int:
     basis = score_basis(plan, manifest, bad)
-    done = {receipt.region for receipt in version.receipts(basis)}
-    meter = Meter("score", len(plan.layout.regions), listener, done=len(done))
+    done = receipted(plan, version, basis, client)
+    meter = Meter("score", len(plan.layout.regions), listener, done=int(done.sum()))
     read = 0
     for (job, _), work in regions_in_flight(client, _work_on, _jobs(plan, version, manifest, bad, done), plan, bad):
         read += work == SCORED
@@ -69,7 +71,7 @@ def _score_missing(
 
 
 def _jobs(
-    plan: Plan, version: Version, manifest: str, bad: BadRegions, done: set[str]
+    plan: Plan, version: Version, manifest: str, bad: BadRegions, done: NDArray[np.bool_]
 ) -> Iterator[tuple[RegionJob, bool]]:
     """The regions that are to be written, and whether without scores."""
     basis = score_basis(plan, manifest, bad)
@@ -77,8 +79,8 @@ def _jobs(
     stats, digest = statistics(*asked), statistics_digest(*asked)
     by_row = any(step.by_row and stats[step.name] is not None for step in plan.task.passes(plan.params))
     left_out = {region.region for region in bad}
-    for region in plan.layout.regions:
-        if region.name not in done:
+    for region, is_done in zip(plan.layout.regions, done, strict=True):
+        if not is_done:
             key, former = plan.descent.score_key(region, digest, by_row), plan.descent.former(region)
             yield make_job(plan, version, manifest, basis, region, key, former), region.name in left_out
 

@@ -14,6 +14,7 @@ from labelqa_dask.storage.record import BadRegion, Version
 from pipelines.bad_data import BadRegions
 from pipelines.layout import Region
 from pipelines.plan import Plan
+from pipelines.receipts import merge_receipts
 from pipelines.regions import RegionJob, in_flight, make_job
 from pipelines.score import score_basis
 
@@ -34,25 +35,15 @@ class Selection:
 def select(plan: Plan, version: Version, manifest: str, bad: BadRegions, client: Client) -> Selection:
     """Merge all receipts in the order of their regions, and fetch images of the worst examples."""
     basis = score_basis(plan, manifest, bad)
-    missing: list[str] = []
-    merged: Summary | None = None
-    taken_over = 0
-    receipts = version.receipts(basis)
-    receipt = next(receipts, None)
-    for region in plan.layout.regions:
-        if receipt is None or receipt.region != region.name:
-            missing.append(region.name)
-            continue
-        taken_over += receipt.origin != version.name
-        merged = receipt.summary if merged is None else merged.merge(receipt.summary)
-        receipt = next(receipts, None)
-    if missing or merged is None:
+    merged = merge_receipts(plan, version, basis, client)
+    if merged.missing or merged.summary is None:
         raise RunFailed(
-            f"{len(missing)} regions have no valid receipt, the first is {missing[0]}",
+            f"{merged.missing:,} regions have no valid receipt, the first is {merged.first_missing}",
             str(version.location),
             "Run the same command again to score them.",
         )
-    return Selection(merged, taken_over, tuple(bad), _previews(plan, version, manifest, basis, client, merged))
+    previews = _previews(plan, version, manifest, basis, client, merged.summary)
+    return Selection(merged.summary, merged.taken_over, tuple(bad), previews)
 
 
 def _previews(

@@ -100,10 +100,10 @@ class _Record:
         return cls(version, task, params, layout, sink, basis, counted(manifest))
 
     def missing_regions(self) -> Iterator[str]:
-        receipted = {receipt.region for receipt in self.version.receipts(self.basis)}
-        for region in self.layout.regions:
-            if region.name not in receipted:
-                yield f"{self.version.run}/done/{region.name}.json: is missing or damaged"
+        receipted = self.layout.regions.marked(receipt.region for receipt in self.version.receipts(self.basis))
+        for number in np.flatnonzero(~receipted).tolist():
+            region = self.layout.regions[number]
+            yield f"{self.version.run}/done/{region.name}.json: is missing or damaged"
 
     def damaged_statistics(self) -> Iterator[str]:
         if self.task.passes(self.params):
@@ -116,7 +116,7 @@ class _Record:
         """What the next version would take from this one besides the scores, and cannot."""
         contents = self.version.contents(manifest["digest"])
         if contents is None:
-            yield f"{self.version.run}/regions.json: is missing or damaged"
+            yield f"{self.version.run}/regions.npz: is missing or damaged"
             return
         lineage = Lineage.of(self.version, manifest, contents)
         bad = self.version.bad_regions(manifest["digest"])
@@ -127,15 +127,17 @@ class _Record:
                 continue
             if lineage.frozen and self.version.read_state(step.name, step.state, self.basis, MERGED) is None:
                 yield f"{self.version.run}/{MERGED}/{step.name}.npz: is missing or damaged"
-            regions = [region for region in regions_of(step, needed, self.layout.regions) if region.name not in bad]
-            check = partial(self._is_stored, lineage, step, statistics_digest(*asked, number))
-            for region, stored in zip(regions, map_ahead(check, regions, available_cpus()), strict=True):
-                if not stored:
-                    yield f"{self.version.run}/partial/{step.name}/{region.name}.npz.zst: is missing or damaged"
+            numbers = regions_of(step, needed, self.layout.regions)
+            regions = (region for region in map(self.layout.regions.__getitem__, numbers) if region.name not in bad)
+            lacks = partial(self._lacking, lineage, step, statistics_digest(*asked, number))
+            for problems in map_ahead(lacks, regions, available_cpus()):
+                yield from problems
 
-    def _is_stored(self, lineage: Lineage, step: Pass[Any], earlier: str, region: Region) -> bool:
+    def _lacking(self, lineage: Lineage, step: Pass[Any], earlier: str, region: Region) -> list[str]:
         key = lineage.partial_key(region, step, earlier)
-        return self.version.read_partial(step.name, region.name, step.state, key) is not None
+        if self.version.read_partial(step.name, region.name, step.state, key) is not None:
+            return []
+        return [f"{self.version.run}/partial/{step.name}/{region.name}.npz.zst: is missing or damaged"]
 
     def strange_parts(self) -> Iterator[str]:
         """Parts of no region, which readers would take for its scores, or for a table beside them."""

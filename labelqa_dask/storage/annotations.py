@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError, nearest
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.ragged import Annotations
+from labelqa_dask.storage.digests import digests_of_rows
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.parquet_source import ParquetSource, find_files
 from labelqa_dask.storage.sinks import parquet_bytes
-from labelqa_dask.storage.sources import Fingerprint, Index, as_ids
+from labelqa_dask.storage.sources import NO_BOUNDS, Bounds, Fingerprint, Index, as_ids
 
 T = TypeVar("T")
 PIECE_ROWS = 1 << 20
@@ -287,10 +288,10 @@ class AnnotationsSource:
     def seams(self, rows: int) -> NDArray[np.int64]:
         return np.empty(0, np.int64)
 
-    def fingerprint(self, bounds: Sequence[int] = ()) -> Fingerprint:
+    def fingerprint(self, bounds: Bounds = NO_BOUNDS) -> Fingerprint:
         """Any annotation may be of any example, so each range of rows depends on all of them."""
         whole = Fingerprint.of(self.files.files)
-        return replace(whole, regions=tuple(f"{whole.digest}, {start} to {stop}" for start, stop in pairwise(bounds)))
+        return replace(whole, regions=digests_of_rows([bounds[:-1], bounds[1:]], whole.digest))
 
     def nbytes(self, block: Sequence[int]) -> int:
         return block[0] * self.dtype.itemsize

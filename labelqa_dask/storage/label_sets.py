@@ -14,7 +14,7 @@ from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.label_sets import LabelSets
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.parquet_source import ParquetSource, RowGroup
-from labelqa_dask.storage.sources import Fingerprint, Index
+from labelqa_dask.storage.sources import NO_BOUNDS, Bounds, Fingerprint, Index
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class LabelSetSource:
     def seams(self, rows: int) -> NDArray[np.int64]:
         return self.parquet.seams(rows)
 
-    def fingerprint(self, bounds: Sequence[int] = ()) -> Fingerprint:
+    def fingerprint(self, bounds: Bounds = NO_BOUNDS) -> Fingerprint:
         return self.parquet.fingerprint(bounds)
 
     def nbytes(self, block: Sequence[int]) -> int:

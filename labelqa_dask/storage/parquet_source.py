@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError, nearest
 from labelqa_dask.core.kernels import Array
+from labelqa_dask.storage.digests import hash_of, stacked
 from labelqa_dask.storage.location import Location
-from labelqa_dask.storage.sources import Fingerprint, Index, digest_of_sum, hash_of
+from labelqa_dask.storage.sources import NO_BOUNDS, Bounds, Fingerprint, Index
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,10 @@ class ParquetSource:
         every = 1 << most.bit_length() - 1
         return np.array(sorted(start for file, start in starts.items() if hash_of(file) % every == 0), np.int64)
 
-    def fingerprint(self, bounds: Sequence[int] = ()) -> Fingerprint:
+    def fingerprint(self, bounds: Bounds = NO_BOUNDS) -> Fingerprint:
         """A range of rows is known by the row groups that it reads, wherever these are in the whole."""
-        regions = (digest_of_sum(hash_of(self._reads(start, stop))) for start, stop in pairwise(bounds))
-        return replace(Fingerprint.of(self.files), regions=tuple(regions))
+        regions = (hash_of(self._reads(start, stop)) for start, stop in pairwise(map(int, bounds)))
+        return replace(Fingerprint.of(self.files), regions=stacked(regions))
 
     def _reads(self, start: int, stop: int) -> list[Any]:
         groups = [

@@ -2,7 +2,7 @@
 
     OUT/latest.json               the newest complete version; written last; readers start here
     OUT/v000001/                  what is published
-    OUT/v000001/_run/             manifest.json, regions.json, stats/<pass>.npz, merged/<pass>.npz,
+    OUT/v000001/_run/             manifest.json, regions.npz, stats/<pass>.npz, merged/<pass>.npz,
                                   partial/<pass>/<region>.npz.zst, done/<region>.json, bad/<region>.json, timings.json
 
 The record, not a future in some scheduler's memory, is what a run is: whatever it says is done is done, and the rest is
@@ -21,15 +21,16 @@ from typing import Any, Self, TypeVar, get_type_hints
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from labelqa_dask.core.errors import OutdatedRun, RunConflict, StorageError
 from labelqa_dask.core.summary import Summary
-from labelqa_dask.storage.location import Location
+from labelqa_dask.storage.digests import Digests
+from labelqa_dask.storage.location import Location, map_ahead
 
 Json = dict[str, Any]
 StateT = TypeVar("StateT")
 
+_READ_AHEAD = 16
 STATS, MERGED = "stats", "merged"
 """Where the states are that scores rest on, and those of the data where the former are frozen."""
 
@@ -118,11 +119,10 @@ class Published(Sealed):
 
 
 @dataclass(frozen=True)
-class Contents(Sealed):
-    """What tells of each region of a manifest whether its data have changed: 32 hexadecimal digits each."""
+class Contents:
+    """What tells of each region whether its data have changed: digests (regions, 16)."""
 
-    manifest: str
-    digests: str
+    digests: Digests
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,10 @@ class Version:
         content = self.run.read_if_exists(f"done/{region}.json")
         return None if content is None else Receipt.from_json(content)
 
+    def receipts_of(self, regions: Iterable[str]) -> Iterator[Receipt | None]:
+        """The receipt of each region in turn, None where there is none that can be read; few are held at a time."""
+        return map_ahead(self.receipt, regions, _READ_AHEAD)
+
     def write_receipt(self, receipt: Receipt) -> None:
         self.run.write(f"done/{receipt.region}.json", receipt.to_json())
 
@@ -192,20 +196,17 @@ class Version:
     def write_state(self, name: str, state: Any, basis: str, folder: str = STATS) -> None:
         self.run.write(f"{folder}/{name}.npz", _dump_state(state, basis))
 
-    def contents(self, manifest: str) -> NDArray[np.uint8] | None:
-        """What tells of each region whether its data have changed (regions, 16), or None where it cannot be read."""
-        content = self.run.read_if_exists("regions.json")
-        found = Contents.from_json(content) if content is not None else None
-        if found is None or found.manifest != manifest:
-            return None
-        return np.frombuffer(bytes.fromhex(found.digests), np.uint8).reshape(-1, 16)
+    def contents(self, manifest: str) -> Digests | None:
+        """What tells of each region of a manifest whether its data have changed, or None where it cannot be read."""
+        found = _load_state(self.run.read_if_exists("regions.npz"), Contents, manifest)
+        return None if found is None else found.digests
 
-    def write_contents(self, contents: NDArray[np.uint8], manifest: str) -> None:
-        self.run.write("regions.json", Contents(manifest, contents.tobytes().hex()).to_json())
+    def write_contents(self, contents: Digests, manifest: str) -> None:
+        self.run.write("regions.npz", _dump_state(Contents(contents), manifest))
 
-    def partials(self, name: str) -> set[str]:
-        """The regions of which a partial state of a pass was written."""
-        return {entry.path.partition(".")[0] for entry in (self.run / "partial" / name).entries()}
+    def partials(self, name: str) -> Iterator[str]:
+        """The regions of which a partial state of a pass was written, in no particular order."""
+        return (entry.path.partition(".")[0] for entry in (self.run / "partial" / name).entries())
 
     def read_partial(self, name: str, region: str, kind: type[StateT], key: str) -> StateT | None:
         """The state of a pass over one region, or None where it was made of something else, or not at all."""
@@ -336,6 +337,7 @@ def _is_version(name: str) -> bool:
 _CIRCUMSTANCES = ("created", "software", "previous", "digest")
 # Parts of an input that are found, not set.
 _FACTS = ("shape", "dtype", "objects", "bytes", "digest")
+_MOST_SHOWN = 16
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
@@ -361,7 +363,7 @@ def check_same(manifest: Json, planned: Json, where: str) -> None:
     """
     then, now = (dict(_flatten({k: v for k, v in m.items() if k not in _CIRCUMSTANCES})) for m in (manifest, planned))
     changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
-    changes = [f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now" for key in changed]
+    changes = [f"{key}: {_shown(then, key)} then, {_shown(now, key)} now" for key in changed]
     if changes:
         of_inputs = [key.split(".") for key in changed if key.startswith("inputs.")]
         outdated = bool(of_inputs) and all(fact in _FACTS for _, _, fact in of_inputs)
@@ -370,6 +372,12 @@ def check_same(manifest: Json, planned: Json, where: str) -> None:
             where,
             "Run it as it was begun to finish it, or add --fresh to discard it and start anew.",
         )
+
+
+def _shown(settings: Mapping[str, Any], key: str) -> str:
+    """A value for people, who do not read a million numbers."""
+    value = settings.get(key, "not set")
+    return f"{len(value):,} values" if isinstance(value, list) and len(value) > _MOST_SHOWN else str(value)
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

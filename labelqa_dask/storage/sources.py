@@ -6,31 +6,33 @@ enough to send to a worker, and is opened there.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labelqa_dask.core.kernels import Array
+from labelqa_dask.storage.digests import Digests, digest_of_sum, hash_of, stacked
 
 Index = tuple[slice, ...]
+Bounds = NDArray[np.int64]
+"""First row of each of some ranges in turn, and the end of the last."""
+NO_BOUNDS: Bounds = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
 class Fingerprint:
     """What tells whether stored data have changed: the objects they consist of, by name, size and version.
 
-    `regions` tells as much of some ranges of rows: the objects that hold them, and how they are read.
+    `regions` tells as much of some ranges of rows: digests of the objects that hold them, and of how they are read.
     """
 
     objects: int
     bytes: int
     digest: str
-    regions: tuple[str, ...] = ()
+    regions: Digests = field(default_factory=lambda: stacked([]), compare=False)
 
     @classmethod
     def of(cls, entries: Iterable[tuple[str, int, str]]) -> Self:
@@ -39,16 +41,6 @@ class Fingerprint:
         for entry in entries:
             count, nbytes, total = count + 1, nbytes + entry[1], total + hash_of(entry)
         return cls(count, nbytes, digest_of_sum(total))
-
-
-def hash_of(value: Any) -> int:
-    """128 bits of a value that JSON can hold."""
-    return int.from_bytes(hashlib.sha256(json.dumps(value).encode()).digest()[:16])
-
-
-def digest_of_sum(total: int) -> str:
-    """What many hashes come to in any order, as text: their sum, modulo 2^128."""
-    return f"{total % (1 << 128):032x}"
 
 
 class Source(Protocol):
@@ -92,7 +84,7 @@ class Source(Protocol):
         """
         ...
 
-    def fingerprint(self, bounds: Sequence[int] = ()) -> Fingerprint:
+    def fingerprint(self, bounds: Bounds = NO_BOUNDS) -> Fingerprint:
         """What tells whether the data have changed: all of them, and those of the rows between bounds."""
         ...
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import pairwise, product
+from itertools import islice, product
 from typing import Any, Self
 
 import numpy as np
@@ -21,11 +21,13 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError, nearest
 from labelqa_dask.core.kernels import Array
-from labelqa_dask.storage.location import Entry, Location
-from labelqa_dask.storage.sources import Fingerprint, Index, digest_of_sum, hash_of
+from labelqa_dask.storage.digests import digest_of_sum, digests_of_rows, hash_of, stacked
+from labelqa_dask.storage.location import Location
+from labelqa_dask.storage.sources import NO_BOUNDS, Bounds, Fingerprint, Index
 
 _CF_ATTRIBUTES = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
 _CHUNKS_IN_FLIGHT = 10
+_ENTRIES = 4096
 
 
 @dataclass(frozen=True)
@@ -152,28 +154,44 @@ class ZarrSource:
     def seams(self, rows: int) -> NDArray[np.int64]:
         return np.empty(0, np.int64)
 
-    def fingerprint(self, bounds: Sequence[int] = ()) -> Fingerprint:
+    def fingerprint(self, bounds: Bounds = NO_BOUNDS) -> Fingerprint:
         """Chunks count for the regions whose rows they hold; of the metadata what tells how these are decoded."""
-        totals = [0] * max(0, len(bounds) - 1)
-        starts, stops = np.asarray(bounds[:-1], np.int64), np.asarray(bounds[1:], np.int64)
-        rows = self.chunks[0] if self.chunks else 1
+        starts, stops = bounds[:-1], bounds[1:]
+        chunks = np.zeros((len(starts), 2), np.uint64)
+        objects = nbytes = total = 0
+        entries = self.location.entries(self.array or None)
+        while batch := list(islice(entries, _ENTRIES)):
+            hashes = [hash_of((entry.path, entry.size, entry.version)) for entry in batch]
+            objects += len(batch)
+            nbytes += sum(entry.size for entry in batch)
+            total += sum(hashes)
+            if len(starts):
+                self._count([entry.path for entry in batch], stacked(hashes).view(np.uint64), starts, stops, chunks)
+        whole = Fingerprint(objects, nbytes, digest_of_sum(total))
+        if not len(starts):
+            return whole
+        regions = digests_of_rows([starts, stops, chunks.view(np.uint8)], [self.place, self._decoding()])
+        return replace(whole, regions=regions)
 
-        def count(entry: Entry) -> tuple[str, int, str]:
-            found = (entry.path, entry.size, entry.version)
-            number = _row_of_chunk(entry.path.removeprefix(f"{self.array}/"))
-            if number is not None and totals:
-                first = int(np.searchsorted(stops, number * rows, side="right"))
-                last = int(np.searchsorted(starts, (number + 1) * rows))
-                for region in range(first, last):
-                    totals[region] += hash_of(found)
-            return found
-
-        whole = Fingerprint.of(map(count, self.location.entries(self.array or None)))
-        read = [self.place, self._decoding() if totals else ""]
-        regions = (
-            digest_of_sum(total + hash_of([*read, *rows])) for total, rows in zip(totals, pairwise(bounds), strict=True)
-        )
-        return replace(whole, regions=tuple(regions))
+    def _count(
+        self,
+        paths: Sequence[str],
+        hashes: NDArray[np.uint64],
+        starts: Bounds,
+        stops: Bounds,
+        chunks: NDArray[np.uint64],
+    ) -> None:
+        """Let the hashes of some objects count for the regions whose rows they hold: added up without carrying."""
+        rows, prefix = self.chunks[0] if self.chunks else 1, f"{self.array}/"
+        found = [_row_of_chunk(path.removeprefix(prefix)) for path in paths]
+        numbers = np.array([-1 if number is None else number for number in found], np.int64)
+        first = np.searchsorted(stops, numbers * rows, side="right")
+        last = np.searchsorted(starts, (numbers + 1) * rows)
+        last[numbers < 0] = 0
+        alone = last - first == 1
+        np.bitwise_xor.at(chunks, first[alone], hashes[alone])
+        for i in np.flatnonzero(last - first > 1).tolist():
+            chunks[first[i] : last[i]] ^= hashes[i]
 
     def _decoding(self) -> str:
         """Digest of the metadata that a region's values follow from: not the length, nor what is said of the array."""

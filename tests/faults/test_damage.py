@@ -33,7 +33,7 @@ AGAIN, REPORTED, ELSEWHERE = "done again", "reported by verify", "tested with wh
 FOUND = {
     # the record
     "_run/manifest.json": AGAIN,
-    "_run/regions.json": AGAIN,
+    "_run/regions.npz": AGAIN,
     "_run/stats/*.npz": AGAIN,
     "_run/partial/*/#.npz.zst": REPORTED,
     "_run/done/#.json": AGAIN,

@@ -413,7 +413,7 @@ def test_a_pass_that_was_interrupted_goes_on_from_the_regions_that_were_reduced(
     with pytest.raises(Interrupted):
         audit.run(interrupt(f"estimate {MEANS}", 1))
     wait_until(lambda: is_idle(client))
-    kept = audit.version().partials(MEANS)
+    kept = list(audit.version().partials(MEANS))
     assert 1 <= len(kept) < REGIONS
     assert audit.run().resumed
     assert read_by(audit, "v000001") == {MEANS: REGIONS - len(kept), "score": REGIONS}
