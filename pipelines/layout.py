@@ -21,6 +21,7 @@ GATHERED_BYTES = 64 << 20
 REGION_BYTES = 512 << 20
 REGION_ROWS = 1 << 20
 FEWEST_REGIONS = 32
+MOST_REGIONS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,10 @@ class Regions:
         if not rows:
             return range(0)
         if self.bounds:
-            return range(bisect_right(self.bounds, rows.start) - 1, bisect_left(self.bounds, rows.stop))
-        return range(rows.start // self.step, -(-rows.stop // self.step))
+            first, last = bisect_right(self.bounds, rows.start) - 1, bisect_left(self.bounds, rows.stop)
+        else:
+            first, last = rows.start // self.step, -(-rows.stop // self.step)
+        return range(first, min(last, len(self)))
 
     def marked(self, names: Iterable[str]) -> NDArray[np.bool_]:
         """Which regions (n,) are among some names; others' names are left out."""
@@ -145,7 +148,10 @@ def choose_layout(
     row_bytes = block_bytes(task, sources, {**sizes, **tile, "example": 1})
     block_rows = granule * max(1, BLOCK_BYTES // max(1, row_bytes * granule))
     example_bytes = block_bytes(task, sources, {**sizes, "example": 1})
-    most = min(REGION_BYTES // max(1, example_bytes), GATHERED_BYTES // max(1, gathered_bytes), REGION_ROWS)
+    # Each region costs the scheduler a task and the store a receipt and a chunk of scores, however small it is; larger
+    # ones take a worker longer, not more memory, as long as few values are gathered of each example.
+    many = max(REGION_BYTES // max(1, example_bytes), 2 * -(-n // MOST_REGIONS) - 1)
+    most = min(many, GATHERED_BYTES // max(1, gathered_bytes), REGION_ROWS)
     wanted = region_rows or _power_of_two(min(n // FEWEST_REGIONS, most))
     block_rows = min(block_rows, -(-wanted // granule) * granule)
     step = -(-wanted // block_rows) * block_rows

@@ -58,10 +58,9 @@ class _Part:
     version: Version
     basis: str
 
-    def receipts(self) -> Iterator[tuple[str, Receipt | None]]:
+    def receipts(self) -> Iterator[Receipt | None]:
         """The receipt of each region, None where there is none that rests on the basis."""
-        for name, receipt in zip(self.names, self.version.receipts_of(self.names), strict=True):
-            yield name, receipt if receipt is not None and receipt.basis == self.basis else None
+        return self.version.receipts(self.names, self.basis)
 
 
 def merge_receipts(plan: Plan, version: Version, basis: str, client: Client) -> Merged:
@@ -92,7 +91,7 @@ def _parts(regions: Regions, version: Version, basis: str) -> Iterator[_Part]:
 
 def _merge(part: _Part) -> Merged:
     merged = Merged()
-    for name, receipt in part.receipts():
+    for name, receipt in zip(part.names, part.receipts(), strict=True):
         if receipt is None:
             merged = merged.merge(Merged(missing=1, first_missing=name))
         else:
@@ -101,4 +100,4 @@ def _merge(part: _Part) -> Merged:
 
 
 def _are_there(part: _Part) -> list[bool]:
-    return [receipt is not None for _, receipt in part.receipts()]
+    return [receipt is not None for receipt in part.receipts()]

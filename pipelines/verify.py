@@ -52,7 +52,7 @@ def verify(out: Location) -> Verified:
     problems = [*_files(version), *record.missing_regions(), *record.damaged_statistics(), *record.strange_parts()]
     problems += record.damaged_partials(manifest) if not problems else []
     regions = 0
-    for found in map_ahead(record.check_region, version.receipts(record.basis), available_cpus()):
+    for found in map_ahead(record.check_region, record.receipts(), available_cpus()):
         problems += found
         regions += 1
     return Verified(version, regions, tuple(problems))
@@ -99,11 +99,17 @@ class _Record:
         layout = Layout(cut["sizes"], regions, cut["block"])
         return cls(version, task, params, layout, sink, basis, counted(manifest))
 
+    def receipts(self) -> Iterator[Receipt]:
+        """The valid receipts, in the order of their regions."""
+        return filter(None, self._receipts_of_regions())
+
+    def _receipts_of_regions(self) -> Iterator[Receipt | None]:
+        return self.version.receipts((region.name for region in self.layout.regions), self.basis)
+
     def missing_regions(self) -> Iterator[str]:
-        receipted = self.layout.regions.marked(receipt.region for receipt in self.version.receipts(self.basis))
-        for number in np.flatnonzero(~receipted).tolist():
-            region = self.layout.regions[number]
-            yield f"{self.version.run}/done/{region.name}.json: is missing or damaged"
+        for region, receipt in zip(self.layout.regions, self._receipts_of_regions(), strict=True):
+            if receipt is None:
+                yield f"{self.version.run}/done/{region.name}.json: is missing or damaged"
 
     def damaged_statistics(self) -> Iterator[str]:
         if self.task.passes(self.params):
@@ -141,7 +147,7 @@ class _Record:
 
     def strange_parts(self) -> Iterator[str]:
         """Parts of no region, which readers would take for its scores, or for a table beside them."""
-        known = {path for receipt in self.version.receipts(self.basis) for path in receipt.files}
+        known = {path for receipt in self.receipts() for path in receipt.files}
         if isinstance(self.sink, ParquetSink):
             known |= {f"{self.sink.location.name}/{self.sink.part(region.name)}" for region in self.layout.regions}
         for folder in {path.rpartition("/")[0] for path in known}:

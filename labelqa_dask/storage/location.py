@@ -52,6 +52,7 @@ _NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
 # What obstore says of an answer whose headers came, but not all of its body.
 _CUT_OFF = "request or response body error"
 _READ_AHEAD = 16
+_DELETED_AT_ONCE = 1000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0
 # What a disk says that is full, or a quota that is used up.
 _FULL = (f"(os error {errno.ENOSPC})", f"(os error {errno.EDQUOT})")
@@ -252,9 +253,9 @@ class Location:
 
     def delete(self) -> None:
         """Delete every object below this location."""
-        paths = [entry.path for entry in self.entries()]
-        for start in range(0, len(paths), 1000):
-            self.attempt("", partial(obstore.delete, self.store, paths[start : start + 1000]))
+        entries = self.entries()
+        while paths := [entry.path for entry in islice(entries, _DELETED_AT_ONCE)]:
+            self.attempt("", partial(obstore.delete, self.store, paths))
         if self.local_path:
             shutil.rmtree(self.local_path, ignore_errors=True)
 

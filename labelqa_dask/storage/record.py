@@ -154,22 +154,15 @@ class Version:
     def write_manifest(self, manifest: Json) -> None:
         self.run.write("manifest.json", dump_json({**manifest, "checksum": json_digest(manifest)}))
 
-    def receipts(self, basis: str) -> Iterator[Receipt]:
-        """The valid receipts that rest on a basis, in the order of their regions; listed once, held one at a time."""
-        done = self.run / "done"
-        for content in done.read_many(sorted(entry.path for entry in done.entries())):
-            receipt = Receipt.from_json(content)
-            if receipt is not None and receipt.basis == basis:
-                yield receipt
-
     def receipt(self, region: str) -> Receipt | None:
         """The receipt of a region, or None where there is none that can be read."""
         content = self.run.read_if_exists(f"done/{region}.json")
         return None if content is None else Receipt.from_json(content)
 
-    def receipts_of(self, regions: Iterable[str]) -> Iterator[Receipt | None]:
-        """The receipt of each region in turn, None where there is none that can be read; few are held at a time."""
-        return map_ahead(self.receipt, regions, _READ_AHEAD)
+    def receipts(self, regions: Iterable[str], basis: str) -> Iterator[Receipt | None]:
+        """The valid receipt of each region in turn, None where none rests on a basis; few are held at a time."""
+        for receipt in map_ahead(self.receipt, regions, _READ_AHEAD):
+            yield receipt if receipt is not None and receipt.basis == basis else None
 
     def write_receipt(self, receipt: Receipt) -> None:
         self.run.write(f"done/{receipt.region}.json", receipt.to_json())

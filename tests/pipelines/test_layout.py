@@ -213,6 +213,49 @@ def test_regions_are_bounded_where_the_data_are_large(tmp_path: Path) -> None:
     assert plan.layout.regions.step * 81_000_000 <= layout.REGION_BYTES + layout.BLOCK_BYTES + 81_000_000
 
 
+def test_regions_are_no_more_than_a_scheduler_takes_where_the_data_are_huge(tmp_path: Path) -> None:
+    """Images are read in the same blocks then; rows of a table, which are gathered, are not."""
+    plans = []
+    for n in (10**6, 10**8):
+        images = {"labels": (n, 1024, 2048), "pred_probs": (n, 19, 1024, 2048)}
+        chunks = {"labels": (1, 1024, 2048), "pred_probs": (1, 19, 1024, 2048)}
+        plans.append(plan_zarr(str(tmp_path), images, chunks))
+    small, huge = plans
+    assert (small.layout.regions.step, len(small.layout.regions)) == (4, 250_000)
+    assert (huge.layout.regions.step, len(huge.layout.regions)) == (512, 195_313)
+    assert huge.layout.block == {**small.layout.block, "example": 1}
+    assert huge.worker_bytes < small.worker_bytes + (1 << 20)
+    n = 10**12
+    rows = {"labels": (n,), "pred_probs": (n, 2)}
+    plan = plan_zarr(str(tmp_path), rows, {"labels": (10**5,), "pred_probs": (10**5, 2)})
+    assert plan.layout.regions.step <= layout.REGION_ROWS + 10**5
+
+
+def test_a_length_that_is_asked_for_is_kept_however_many_regions_that_makes(tmp_path: Path) -> None:
+    shapes = {"labels": (10**7, 64, 64), "pred_probs": (10**7, 3, 64, 64)}
+    plan = plan_zarr(str(tmp_path), shapes, {"labels": (1, 64, 64), "pred_probs": (1, 3, 64, 64)}, region_rows=1)
+    assert (plan.layout.regions.step, len(plan.layout.regions)) == (1, 10**7)
+
+
+@seeded
+@given(rows=st.integers(1, 50), step=st.integers(1, 60), data=st.data())
+def test_regions_that_hold_some_rows_are_found_without_looking_at_each(
+    rows: int, step: int, data: st.DataObject
+) -> None:
+    cut = tuple(np.cumsum([0, *data.draw(cuts(rows))]).tolist())
+    start = data.draw(st.integers(0, rows - 1))
+    asked = range(start, data.draw(st.integers(start, rows + 9)))
+    for regions in (Regions(rows, step), Regions(rows, step, cut)):
+        expected = [i for i, r in enumerate(regions) if asked and r.start < asked.stop and r.stop > asked.start]
+        assert list(regions.touching(asked)) == expected
+        assert regions.starts.tolist() == [*(region.start for region in regions), rows]
+
+
+def test_regions_are_marked_by_name_and_what_is_none_is_left_out() -> None:
+    regions = Regions(25, 10)
+    assert regions.marked(["00002", "00000", "00003", "2", "x", "", "00002"]).tolist() == [True, False, True]
+
+
 def test_an_image_that_is_larger_than_a_block_is_cut_into_tiles(tmp_path: Path, limits: pytest.MonkeyPatch) -> None:
     shapes = {"labels": (3, 100, 90), "pred_probs": (3, 4, 100, 90)}
     chunks = {"labels": (1, 100, 90), "pred_probs": (1, 4, 20, 30)}
