@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from distributed import Client
 
-from labelqa_dask.core.errors import InvalidInput, RunConflict, RunFailed
+from labelqa_dask.core.errors import InvalidInput, OutdatedRun, RunConflict, RunFailed, StorageError
 from labelqa_dask.storage.annotations import AnnotationsSource
 from labelqa_dask.storage.digests import Digests
 from labelqa_dask.storage.lease import Lease, holding
@@ -36,6 +36,7 @@ from pipelines.publish import publish
 from pipelines.regions import Listener
 from pipelines.score import score
 from pipelines.select import select
+from pipelines.tables import tell_table, versions_begun
 
 T = TypeVar("T")
 Call = Callable[..., Any]
@@ -129,12 +130,16 @@ def run_audit(
         Nothing is published then; what was finished is kept and resumed.
     """
     out = Location.parse(plan.config.output.uri, plan.config.storage)
+    if not (fresh or discard):
+        plan = _as_begun(plan, out)
     inputs, contents = plan.look_up()
     planned = {**plan.manifest(inputs), "created": datetime.now(UTC).isoformat(timespec="seconds")}
     planned |= {"software": software_versions()}
     freeze = plan.config.refresh.statistics == "frozen"
     with holding(out) as lease:
         published = latest(out)
+        if published is not None:  # the run that made it may have ended before it told the table
+            _tell_table(plan, published, call)
         version, resumed = call("open", open_version, out, planned, contents, fresh, discard, freeze)
         manifest = version.manifest()
         if manifest is None:
@@ -148,10 +153,34 @@ def run_audit(
             version.write_contents(contents, manifest["digest"])
         plan = replace(plan, lineage=Lineage.of(version, manifest, contents))
         refreshed = _work(plan, version, manifest, client, listener, call, resumed, lease)
+        lease.check()
+        _tell_table(plan, version, call)
         if plan.config.output.keep_versions:
             prune(out, plan.config.output.keep_versions)
     run = Run(version)
     return Audited(run, _findings(plan, run), unchanged=False, resumed=resumed, refreshed=refreshed)
+
+
+def _as_begun(plan: Plan, out: Location) -> Plan:
+    """The plan of the versions of tables that an unfinished run reads, which stay where they are while tables grow."""
+    begun = unfinished(out)
+    manifest = begun.manifest() if begun else None
+    versions = versions_begun(plan.config, manifest) if manifest else {}
+    if begun is None or versions == plan.versions or not versions:
+        return plan
+    try:
+        return make_plan(plan.config, plan.resources, versions)
+    except (StorageError, InvalidInput) as error:
+        raise OutdatedRun(
+            f"an unfinished run there reads a version of a table that is no longer there: {error}",
+            str(begun.location),
+            "Add --fresh to discard it and start anew.",
+        ) from error
+
+
+def _tell_table(plan: Plan, version: Version, call: Call) -> None:
+    if plan.config.output.is_table:
+        call("table", tell_table, plan.config, version)
 
 
 def _findings(plan: Plan, run: Run) -> tuple[Finding, ...]:
@@ -222,7 +251,7 @@ def _refuse_quarantined(plan: Plan, version: Version, manifest: str) -> None:
 
 def _check_inputs_unchanged(plan: Plan, manifest: Json, version: Version) -> None:
     """Refuse to publish scores of data that were rewritten while they were read; they are looked up anew."""
-    now, _ = make_plan(plan.config, plan.resources).look_up()
+    now, _ = make_plan(plan.config, plan.resources, plan.versions).look_up()
     changed = [name for name, found in now.items() if found != manifest["inputs"][name]]
     if changed:
         raise RunFailed(

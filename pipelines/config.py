@@ -16,10 +16,17 @@ from pipelines.clusters import AnyCluster, LocalCluster, with_its_kind
 
 
 class InputConfig(_Settings):
-    """A stored array: a Zarr array by its name in a group, or columns of Parquet files."""
+    """A stored array: a Zarr array by its name in a group, or columns of Parquet files or of a table."""
 
     uri: str
-    """Path or URL of a Zarr group or array, or of Parquet files: one, a folder, or a pattern such as part-*.parquet."""
+    """Path or URL of a Zarr group or array, or of Parquet files: one, a folder, or a pattern such as part-*.parquet.
+    Delta Lake: the folder of the table. Iceberg: its name in a catalog, or the URL of its newest metadata.json."""
+    format: Literal["delta", "iceberg"] | None = None
+    """Where it is a table of a data lake: of which kind."""
+    catalog: str | None = None
+    """Iceberg: name of the catalog in pyiceberg's own configuration."""
+    version: int | None = Field(default=None, ge=0)
+    """Delta Lake: the version to read. Iceberg: the snapshot. Default: the newest when the run is planned."""
     array: str | None = None
     """Zarr: name of the array in the group; not needed where there is only one."""
     column: str | None = None
@@ -34,11 +41,22 @@ class InputConfig(_Settings):
         given = [name for name in ("array", "column", "columns") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of array, column and columns, not {' and '.join(given)}")
+        self._check_table(given)
         if not given and ".parquet" in self.uri:
             raise ValueError("a Parquet input needs 'column:' (or 'columns:' with one per class)")
         if self.columns is not None and not self.columns:
             raise ValueError("columns is empty")
         return self
+
+    def _check_table(self, given: list[str]) -> None:
+        if self.format is None and self.version is not None:
+            raise ValueError("version is that of a table: add 'format: delta' or 'format: iceberg'")
+        if self.format != "iceberg" and self.catalog is not None:
+            raise ValueError("catalog is that of a table of 'format: iceberg'")
+        if self.format is not None and (not given or given == ["array"]):
+            raise ValueError("a table needs 'column:' (or 'columns:' with one per class)")
+        if self.format == "iceberg" and self.catalog is None and not self.uri.endswith(".metadata.json"):
+            raise ValueError("an Iceberg table needs its 'catalog:', or as uri that of its newest metadata.json")
 
     @property
     def is_parquet(self) -> bool:
@@ -50,11 +68,30 @@ class OutputConfig(_Settings):
 
     uri: str
     """Path or URL of a folder; each run adds a version to it."""
-    format: Literal["zarr", "parquet"] = "zarr"
+    format: Literal["zarr", "parquet", "delta", "iceberg"] = "zarr"
+    """delta: Parquet files, and a log that makes the folder a Delta table. iceberg: Parquet files, which a table of a
+    catalog is told of."""
+    catalog: str | None = None
+    """Iceberg: name of the catalog in pyiceberg's own configuration."""
+    table: str | None = None
+    """Iceberg: name of the table in the catalog, with its namespace; made where there is none."""
     keep_versions: int | None = Field(default=None, ge=1)
     """How many published versions stay; older ones are deleted once a new one is published. Default: all."""
     region_rows: int | None = Field(default=None, ge=1)
     """Examples per region, the unit of work and of resuming; chosen from the input's layout where not given."""
+
+    @model_validator(mode="after")
+    def _table_is_named(self) -> Self:
+        named = [name for name in ("catalog", "table") if getattr(self, name) is not None]
+        if self.format == "iceberg" and len(named) < 2:
+            raise ValueError("format: iceberg needs 'catalog:' and 'table:'")
+        if self.format != "iceberg" and named:
+            raise ValueError(f"{' and '.join(named)} are those of format: iceberg")
+        return self
+
+    @property
+    def is_table(self) -> bool:
+        return self.format in ("delta", "iceberg")
 
 
 class RefreshConfig(_Settings):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from labelqa_dask.storage.annotations import AnnotationFiles, AnnotationsSource
 from labelqa_dask.storage.digests import Digests, digests_of_rows
 from labelqa_dask.storage.label_sets import LabelSetSource
 from labelqa_dask.storage.location import Location, StorageOptions
-from labelqa_dask.storage.parquet_source import ParquetSource, holds_lists_of_any_length
+from labelqa_dask.storage.parquet_source import ParquetFiles, ParquetSource, holds_lists_of_any_length
 from labelqa_dask.storage.record import Json
 from labelqa_dask.storage.sinks import OutputArray, ParquetSink, Sink, ZarrSink
 from labelqa_dask.storage.sources import Source, as_ids
@@ -29,6 +29,7 @@ from labelqa_dask.storage.zarr_source import ZarrSource
 from pipelines.config import AuditConfig, InputConfig
 from pipelines.layout import Layout, block_bytes, by_rows, choose_layout
 from pipelines.lineage import Lineage
+from pipelines.tables import open_tables, refuse_foreign_table
 
 # Measured: a worker process with every library imported. A fifth of it is what compiling the kernels takes, which
 # happens in the first run on a machine.
@@ -40,6 +41,8 @@ INDEX_BYTES = 40
 PIECE_ROW_BYTES = 320
 # Of an annotator on each worker, measured with a million of them: what it is called, its statistics and its weights.
 ANNOTATOR_BYTES = 400
+# What a table's versions are called.
+_VERSION: dict[str | None, str] = {"delta": "version", "iceberg": "snapshot"}
 _SOFTWARE = ("labelqa-dask", "dask", "distributed", "numba", "numpy", "obstore", "pyarrow", "xarray", "zarr")
 
 
@@ -54,7 +57,10 @@ class Resources:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it starts: what is read, how it is cut, what is written, and what that takes."""
+    """A run before it starts: what is read, how it is cut, what is written, and what that takes.
+
+    `versions` are those of the inputs that are tables.
+    """
 
     config: AuditConfig
     task: Task[Any]
@@ -64,6 +70,7 @@ class Plan:
     layout: Layout
     outputs: tuple[OutputArray, ...]
     resources: Resources
+    versions: Mapping[str, int] = field(default_factory=dict)
     lineage: Lineage | None = None
 
     @property
@@ -151,6 +158,7 @@ class Plan:
         described = {
             name: {
                 **self.config.input[name].model_dump(mode="json", exclude_none=True),
+                **({"version": self.versions[name]} if name in self.versions else {}),
                 "shape": list(source.shape),
                 "dtype": str(source.dtype),
                 "objects": found[name].objects,
@@ -189,6 +197,8 @@ class Plan:
             found = (
                 f"{source.files.rows:,} rows" if isinstance(source, AnnotationsSource) else f"{shape}, {source.dtype}"
             )
+            if name in self.versions:
+                found += f", {_VERSION[self.config.input[name].format]} {self.versions[name]}"
             rows.append((name, f"{source.place}\n{found}"))
         if self.ids:
             rows.append(("ids", self.ids.place))
@@ -210,8 +220,8 @@ class Plan:
         ]
 
 
-def make_plan(config: AuditConfig, resources: Resources) -> Plan:
-    """Plan a run.
+def make_plan(config: AuditConfig, resources: Resources, versions: Mapping[str, int] = {}) -> Plan:
+    """Plan a run; inputs that are tables are read at some versions, or else the newest.
 
     Raises
     ------
@@ -222,7 +232,8 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
     params = task.params(**config.params)
     _check_output(config)
     _check_refresh(config, task, params)
-    sources = _open_sources(config, task)
+    tables = open_tables(config, versions)
+    sources = _open_sources(config, task, tables)
     infos = {name: ArrayInfo(_known_shape(source), source.dtype, source.place) for name, source in sources.items()}
     sizes = check_layout(task, infos)
     sizes = {dim: sizes[dim] for dim in task.dims}
@@ -231,7 +242,9 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
         name: replace(source, examples=sizes["example"]) if isinstance(source, AnnotationsSource) else source
         for name, source in sources.items()
     }
-    ids = open_source(config.input["ids"], "ids", config.storage) if "ids" in config.input else None
+    ids = None
+    if "ids" in config.input:
+        ids = open_source(config.input["ids"], "ids", config.storage, table=tables.get("ids"))
     if ids and ids.shape != (sizes["example"],):
         raise InvalidInput(
             f"ids have shape {ids.shape}, but there are {sizes['example']:,} examples",
@@ -240,14 +253,18 @@ def make_plan(config: AuditConfig, resources: Resources) -> Plan:
         )
     check_multiples(task.multiples(params), sizes)
     pixelwise = [spec.name for spec in task.written(params) if len(spec.dims) > 2]
-    if config.output.format == "parquet" and pixelwise:
+    if config.output.format != "zarr" and pixelwise:
         raise InvalidConfig(
-            f"{task.name} writes {' and '.join(pixelwise)}, a value per pixel, which Parquet cannot hold",
+            f"{task.name} writes {' and '.join(pixelwise)}, a value per pixel, which {config.output.format.title()} "
+            "cannot hold",
             "output.format",
             "Use format: zarr.",
         )
     layout = _lay_out(config, task, params, sources, sizes)
-    plan = Plan(config, task, params, sources, ids, layout, _outputs(task, params, sources, ids, layout), resources)
+    outputs = _outputs(task, params, sources, ids, layout)
+    _check_types(config, outputs)
+    at = {name: table.version for name, table in tables.items() if table.version is not None}
+    plan = Plan(config, task, params, sources, ids, layout, outputs, resources, at)
     if not plan.fits:
         raise _does_not_fit(plan)
     return plan
@@ -260,7 +277,10 @@ def _check_output(config: AuditConfig) -> None:
     for path in [above, *above.parents] if out.local_path else []:
         if path.is_file():
             raise InvalidConfig("is a file, but the output is a folder", str(path), "Choose another output.uri.")
+    refuse_foreign_table(config)
     for name, settings in config.input.items():
+        if settings.catalog is not None:
+            continue
         inside = Location.parse(settings.uri, config.storage)
         if settings.array is not None:
             inside = inside / settings.array
@@ -276,6 +296,17 @@ def _check_output(config: AuditConfig) -> None:
             )
 
 
+def _check_types(config: AuditConfig, outputs: Iterable[OutputArray]) -> None:
+    """Refuse what a table has no type for."""
+    unsigned = [output.name for output in outputs if output.dtype.kind == "u"]
+    if config.output.is_table and unsigned:
+        raise InvalidConfig(
+            f"{' and '.join(unsigned)} cannot be written: the table has no unsigned integers",
+            "output.format",
+            "Store them as signed integers or as text, or use format: parquet.",
+        )
+
+
 def _check_refresh(config: AuditConfig, task: Task[Any], params: Any) -> None:
     """Refuse to freeze statistics that cannot score data which they do not count."""
     if config.refresh.statistics == "frozen" and task.passes(params) and not task.scores_unseen(params):
@@ -286,28 +317,32 @@ def _check_refresh(config: AuditConfig, task: Task[Any], params: Any) -> None:
         )
 
 
-def _open_sources(config: AuditConfig, task: Task[Any]) -> dict[str, Source]:
+def _open_sources(config: AuditConfig, task: Task[Any], tables: Mapping[str, ParquetFiles]) -> dict[str, Source]:
     """Open all inputs of a task; the one with every dimension tells how many classes there are."""
+
+    def opened(spec: ArraySpec, classes: int = 0) -> Source:
+        return open_source(config.input[spec.name], spec.kind, config.storage, classes, tables.get(spec.name))
+
     leader = task.inputs[-1]
-    predictions = open_source(config.input[leader.name], leader.kind, config.storage)
+    predictions = opened(leader)
     classes = dict(zip(leader.dims, predictions.shape, strict=False)).get("class", 0)
-    others = {
-        spec.name: open_source(config.input[spec.name], spec.kind, config.storage, classes) for spec in task.inputs[:-1]
-    }
-    return {**others, leader.name: predictions}
+    return {**{spec.name: opened(spec, classes) for spec in task.inputs[:-1]}, leader.name: predictions}
 
 
-def open_source(settings: InputConfig, kind: str, storage: StorageOptions, classes: int = 0) -> Source:
-    """Open one input; label sets are those of some number of classes."""
-    location = Location.parse(settings.uri, storage)
+def open_source(
+    settings: InputConfig, kind: str, storage: StorageOptions, classes: int = 0, table: ParquetFiles | None = None
+) -> Source:
+    """Open one input; label sets are those of some number of classes, a table's files are those of a version."""
+    if kind != "annotations" and not settings.is_parquet:
+        location = Location.parse(settings.uri, storage)
+        return ZarrSource.open(location, settings.array, predictions=kind in ("probabilities", "values"))
+    files = table or Location.parse(settings.uri, storage)
     if kind == "annotations":
-        return AnnotationsSource(AnnotationFiles.open(location, settings.columns or ()), 0)
-    if settings.is_parquet:
-        columns = settings.columns or (settings.column or "",)
-        if kind == "indicators" and len(columns) == 1 and holds_lists_of_any_length(location, columns[0]):
-            return LabelSetSource.open(location, columns[0], classes)
-        return ParquetSource.open(location, columns, stack=kind in ("probabilities", "indicators"))
-    return ZarrSource.open(location, settings.array, predictions=kind in ("probabilities", "values"))
+        return AnnotationsSource(AnnotationFiles.open(files, settings.columns or ()), 0)
+    columns = settings.columns or (settings.column or "",)
+    if kind == "indicators" and len(columns) == 1 and holds_lists_of_any_length(files, columns[0]):
+        return LabelSetSource.open(files, columns[0], classes)
+    return ParquetSource.open(files, columns, stack=kind in ("probabilities", "indicators"))
 
 
 def _known_shape(source: Source) -> tuple[float, ...]:

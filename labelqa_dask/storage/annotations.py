@@ -25,7 +25,7 @@ from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.ragged import Annotations
 from labelqa_dask.storage.digests import digests_of_rows
 from labelqa_dask.storage.location import Location
-from labelqa_dask.storage.parquet_source import ParquetSource, find_files
+from labelqa_dask.storage.parquet_source import ParquetFiles, ParquetSource, find_files
 from labelqa_dask.storage.sinks import parquet_bytes
 from labelqa_dask.storage.sources import NO_BOUNDS, Bounds, Fingerprint, Index, as_ids
 
@@ -61,13 +61,13 @@ class AnnotationFiles:
     columns: tuple[str, str, str]
     kind: Literal["parquet", "csv"]
     pieces: tuple[Piece, ...]
-    files: tuple[tuple[str, int, str], ...]
+    files: tuple[tuple[str, int, str | None], ...]
     rows: int
     names: tuple[str, ...] = ()
     sources: tuple[ParquetSource, ...] = ()
 
     @classmethod
-    def open(cls, location: Location, columns: Sequence[str]) -> Self:
+    def open(cls, location: Location | ParquetFiles, columns: Sequence[str]) -> Self:
         """Open Parquet or CSV files by a path, a folder or a pattern, from their footers or headers only."""
         if len(columns) != 3:
             raise InvalidConfig(
@@ -77,7 +77,7 @@ class AnnotationFiles:
             )
         example, annotator, label = columns
         names = (example, annotator, label)
-        if ".csv" in location.name:
+        if isinstance(location, Location) and ".csv" in location.name:
             return cls._open_csv(location, names)
         sources = tuple(ParquetSource.open(location, (name,), stack=False) for name in names)
         first, labels = sources[0], sources[2]
@@ -329,5 +329,5 @@ def _no_class_numbers(place: str) -> InvalidInput:
     return InvalidInput("labels must be class numbers 0..k-1", place, "Map each class name to its number.")
 
 
-def _no_annotations(location: Location) -> InvalidInput:
+def _no_annotations(location: Location | ParquetFiles) -> InvalidInput:
     return InvalidInput("holds no annotations", str(location))

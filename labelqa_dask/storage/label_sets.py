@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.core.label_sets import LabelSets
 from labelqa_dask.storage.location import Location
-from labelqa_dask.storage.parquet_source import ParquetSource, RowGroup
+from labelqa_dask.storage.parquet_source import ParquetFiles, ParquetSource, RowGroup
 from labelqa_dask.storage.sources import NO_BOUNDS, Bounds, Fingerprint, Index
 
 
@@ -28,7 +28,7 @@ class LabelSetSource:
     resolution: ClassVar = 0.0
 
     @classmethod
-    def open(cls, location: Location, column: str, k: int) -> Self:
+    def open(cls, location: Location | ParquetFiles, column: str, k: int) -> Self:
         """Open files by a path, a folder or a pattern, from their footers only."""
         return cls(ParquetSource.open(location, (column,), stack=False), k)
 
@@ -83,6 +83,8 @@ class LabelSetSource:
         row = group.start
         parts = []
         for chunk in self.parquet.read_table(group)[name].chunks:
+            if pa.types.is_fixed_size_list(chunk.type):
+                chunk = chunk.cast(pa.list_(chunk.type.value_type))
             ids = chunk.flatten()
             starts = np.concatenate([[0], np.cumsum(chunk.value_lengths().to_numpy(zero_copy_only=False))])
             if ids.null_count:

@@ -6,10 +6,10 @@ import fnmatch
 import glob
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Self
@@ -27,11 +27,33 @@ from labelqa_dask.storage.sources import NO_BOUNDS, Bounds, Fingerprint, Index
 
 
 @dataclass(frozen=True)
+class ParquetFiles:
+    """Parquet files that are one data set, in the order of their rows.
+
+    Attributes
+    ----------
+    place : what they are, for people
+    folder, files : where they are; path, size and version of each, None where a file is never written again
+    refused : columns whose values cannot be told from the files, and why
+    version : of the table whose log names them
+    """
+
+    place: str
+    folder: Location
+    files: tuple[tuple[str, int, str | None], ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    version: int | None = None
+
+    def __str__(self) -> str:
+        return self.place
+
+
+@dataclass(frozen=True)
 class RowGroup:
     """A row group of a Parquet file: its rows in the whole data set, how many values they hold, and their size."""
 
     file: str
-    version: str
+    version: str | None
     group: int
     start: int
     stop: int
@@ -41,24 +63,28 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """One column, a list column, or several columns side by side, of Parquet files in the order of their names."""
+    """One column, a list column, or several columns side by side, of Parquet files in their order."""
 
     location: Location
     columns: tuple[str, ...]
     groups: tuple[RowGroup, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    files: tuple[tuple[str, int, str], ...]
+    files: tuple[tuple[str, int, str | None], ...]
 
     resolution = 0.0
 
     @classmethod
-    def open(cls, location: Location, columns: Sequence[str], *, stack: bool) -> Self:
+    def open(cls, location: Location | ParquetFiles, columns: Sequence[str], *, stack: bool) -> Self:
         """Open files by a path, a folder or a pattern in the last part of the path, from their footers only.
 
         `stack` puts several columns, or one column of lists, side by side as the second dimension.
         """
-        folder, files = find_files(location, ".parquet")
+        found = _find_parquet(location)
+        folder, files = found.folder, found.files
+        for name in columns:
+            if name in found.refused:
+                raise InvalidConfig(f"column {name!r} {found.refused[name]}", str(location), "Name another one.")
         with ThreadPoolExecutor(16) as pool:
             footers = list(pool.map(lambda file: _open_parquet(folder, *file), files))
         groups: list[RowGroup] = []
@@ -87,7 +113,7 @@ class ParquetSource:
         elif stack:
             shape = (row, len(columns))
         dtype = np.result_type(*map(_numpy_type, values))
-        return cls(folder, tuple(columns), tuple(groups), shape, dtype, tuple(files))
+        return cls(folder, tuple(columns), tuple(groups), shape, dtype, files)
 
     @property
     def place(self) -> str:
@@ -214,14 +240,25 @@ class ParquetSource:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def holds_lists_of_any_length(location: Location, column: str) -> bool:
-    """Whether a column of Parquet files holds lists that need not be of one length, by the first footer."""
-    folder, files = find_files(location, ".parquet")
-    schema = _open_parquet(folder, *files[0]).schema_arrow
+def holds_lists_of_any_length(location: Location | ParquetFiles, column: str) -> bool:
+    """Whether a column of Parquet files holds lists that need not be of one length, by the first footer.
+
+    In a table no list need be, whatever the writer of a file knew.
+    """
+    found = _find_parquet(location)
+    schema = _open_parquet(found.folder, *found.files[0]).schema_arrow
     if column not in schema.names:
-        raise InvalidConfig(f"has no column {column!r}", str(folder / files[0][0]), nearest(column, schema.names))
+        place = str(found.folder / found.files[0][0])
+        raise InvalidConfig(f"has no column {column!r}", place, nearest(column, schema.names))
     value = schema.field(column).type
-    return bool(pa.types.is_list(value) or pa.types.is_large_list(value))
+    return _is_list(value) and (found.version is not None or not pa.types.is_fixed_size_list(value))
+
+
+def _find_parquet(location: Location | ParquetFiles) -> ParquetFiles:
+    if isinstance(location, ParquetFiles):
+        return location
+    folder, files = find_files(location, ".parquet")
+    return ParquetFiles(str(location), folder, tuple(files))
 
 
 def find_files(location: Location, suffix: str) -> tuple[Location, list[tuple[str, int, str]]]:
@@ -237,6 +274,8 @@ def find_files(location: Location, suffix: str) -> tuple[Location, list[tuple[st
         folder, pattern = location, f"*{suffix}"
     else:
         folder, pattern = location.parent, glob.escape(location.name)
+    if pattern != glob.escape(location.name) and (folder / "_delta_log").is_folder():
+        raise InvalidConfig("is a Delta table, not all of whose files are its rows", str(folder), "Add format: delta.")
     found = [
         (entry.path, entry.size, entry.version)
         for entry in folder.entries()
@@ -255,7 +294,7 @@ def _natural(path: str) -> list[tuple[int, str]]:
 
 
 @lru_cache(maxsize=256)
-def _open_parquet(folder: Location, path: str, size: int, version: str) -> pq.ParquetFile:
+def _open_parquet(folder: Location, path: str, size: int, version: str | None) -> pq.ParquetFile:
     """The footer of a file, of the version that was listed."""
     with _parquet_errors(folder, path):
         return pq.ParquetFile(folder.reader(path, version))
@@ -279,12 +318,22 @@ def _check_columns(
     for name in columns:
         if name not in schema.names:
             raise InvalidConfig(f"has no column {name!r}", str(place), nearest(name, schema.names))
-        if schema.field(name).type != expected.field(name).type:
+        if _kind(schema.field(name).type) != _kind(expected.field(name).type):
             raise InvalidInput(
                 f"column {name!r} is {schema.field(name).type}, but in {first_path} {expected.field(name).type}",
                 str(place),
                 "Write all files with one schema.",
             )
+
+
+def _kind(value: pa.DataType) -> Any:
+    """What a type holds, however Arrow lays it out, in which the writers of one table differ."""
+    if pa.types.is_dictionary(value):
+        value = value.value_type
+    if _is_list(value):
+        return "list", _kind(value.value_type)
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return "text" if any(is_text(value) for is_text in texts) else value
 
 
 def _list_length(footer: pq.ParquetFile, column: str) -> int:

@@ -35,7 +35,7 @@ class Fingerprint:
     regions: Digests = field(default_factory=lambda: stacked([]), compare=False)
 
     @classmethod
-    def of(cls, entries: Iterable[tuple[str, int, str]]) -> Self:
+    def of(cls, entries: Iterable[tuple[str, int, str | None]]) -> Self:
         """Of objects in any order: hashes are added up, so however many there are, none is held."""
         count = nbytes = total = 0
         for entry in entries:
