@@ -86,7 +86,7 @@ class OutputConfig(_Settings):
         if self.format == "iceberg" and len(named) < 2:
             raise ValueError("format: iceberg needs 'catalog:' and 'table:'")
         if self.format != "iceberg" and named:
-            raise ValueError(f"{' and '.join(named)} are those of format: iceberg")
+            raise ValueError(f"{named[0]} is that of format: iceberg")
         return self
 
     @property

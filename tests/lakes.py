@@ -16,6 +16,7 @@ from pyiceberg.catalog import load_catalog
 
 from tests.stores import Place
 
+KINDS = ["delta", "iceberg"]
 CATALOG, NAMESPACE = "lake", "ml"
 
 

@@ -19,7 +19,8 @@ from pipelines.config import AuditConfig, config_schema, parse_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CLUSTER_EXAMPLES = sorted(CONFIGS.glob("cluster-*.yaml"))
-EXAMPLES = sorted({*CONFIGS.glob("*.yaml")} - {*CLUSTER_EXAMPLES})
+TABLE_EXAMPLES = sorted(CONFIGS.glob("table-*.yaml"))
+EXAMPLES = sorted({*CONFIGS.glob("*.yaml")} - {*CLUSTER_EXAMPLES} - {*TABLE_EXAMPLES})
 JOBS = {"kind": "slurm", "workers": 4, "memory_limit": "4GiB"}
 
 LEAST: dict[str, Any] = {
@@ -83,6 +84,17 @@ def test_there_is_an_example_for_each_kind_of_cluster() -> None:
     assert {path.stem.removeprefix("cluster-") for path in CLUSTER_EXAMPLES} == {*KINDS} - {"local"}
 
 
+@pytest.mark.parametrize("path", TABLE_EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_of_a_table_is_valid_and_named_after_its_format(path: Path) -> None:
+    config = load_config(path)
+    formats = {config.output.format, *(settings.format for settings in config.input.values())}
+    assert [f"table-{name}" for name in formats] == [path.stem]
+
+
+def test_there_is_an_example_for_each_format_of_tables() -> None:
+    assert [path.stem for path in TABLE_EXAMPLES] == ["table-delta", "table-iceberg"]
+
+
 def test_what_is_not_given_has_defaults() -> None:
     config = parse_config(LEAST)
     assert config.output.format == "zarr"
@@ -143,6 +155,27 @@ def test_a_secret_that_stands_in_a_configuration_is_refused_and_not_told() -> No
         ("input.labels.column", "x", "input.labels: give one of array, column and columns, not array and column"),
         ("input.labels", {"uri": "s3://b/x.parquet"}, "input.labels: a Parquet input needs 'column:'"),
         ("input.labels", {"uri": "s3://b/x.parquet", "columns": []}, "input.labels: columns is empty"),
+        ("input.labels.format", "hudi", "input.labels.format: Input should be 'delta' or 'iceberg' (got 'hudi')"),
+        ("input.labels.format", "delta", "input.labels: a table needs 'column:' (or 'columns:' with one per class)"),
+        ("input.labels", {"uri": "x", "format": "delta"}, "input.labels: a table needs 'column:'"),
+        ("input.labels.version", 3, "input.labels: version is that of a table: add 'format: delta'"),
+        (
+            "input.labels",
+            {"uri": "x", "format": "delta", "column": "c", "catalog": "prod"},
+            "input.labels: catalog is that of a table of 'format: iceberg'",
+        ),
+        (
+            "input.labels",
+            {"uri": "s3://b/table", "format": "iceberg", "column": "c"},
+            "input.labels: an Iceberg table needs its 'catalog:', or as uri that of its newest metadata.json",
+        ),
+        (
+            "input.labels",
+            {"uri": "x", "format": "delta", "column": "c", "version": -1},
+            "input.labels.version: Input should be greater than or equal to 0 (got -1)",
+        ),
+        ("output", {"uri": "x", "format": "iceberg"}, "output: format: iceberg needs 'catalog:' and 'table:'"),
+        ("output", {"uri": "x", "format": "delta", "table": "a.b"}, "output: table is that of format: iceberg"),
         ("params", {"methd": "x"}, "multiclass params: unknown setting 'methd' (Did you mean 'method'?)"),
         ("params", {"method": "x"}, "multiclass params: method: Input should be 'self_confidence',"),
         (
@@ -156,7 +189,7 @@ def test_a_secret_that_stands_in_a_configuration_is_refused_and_not_told() -> No
             "adjust_pred_probs is not supported for confidence_weighted_entropy",
         ),
         ("output.formt", "zarr", "unknown setting 'output.formt' (Did you mean 'format'?)"),
-        ("output.format", "csv", "output.format: Input should be 'zarr' or 'parquet' (got 'csv')"),
+        ("output.format", "csv", "output.format: Input should be 'zarr', 'parquet', 'delta' or 'iceberg' (got 'csv')"),
         ("output.region_rows", 0, "output.region_rows: Input should be greater than or equal to 1 (got 0)"),
         ("select.wrst", 3, "unknown setting 'select.wrst' (Did you mean 'worst'?)"),
         ("select.worst", 0, "select.worst: Input should be greater than or equal to 1 (got 0)"),
@@ -310,7 +343,7 @@ def test_the_schema_refuses_unknown_settings_at_every_depth() -> None:
     assert len(inner) == 4 + 7
     for known in inner:
         assert known["additionalProperties"] is False
-    assert set(properties["output"]["properties"]["format"]["enum"]) == {"zarr", "parquet"}
+    assert set(properties["output"]["properties"]["format"]["enum"]) == {"zarr", "parquet", "delta", "iceberg"}
     assert properties["output"]["properties"]["region_rows"]["anyOf"][0] == {"minimum": 1, "type": "integer"}
 
 

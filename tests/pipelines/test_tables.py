@@ -21,7 +21,7 @@ from pipelines.plan import make_plan
 from pipelines.regions import Progress
 from pipelines.verify import verify
 from tests.faults.tasks import TASKS, Example, audit_of, scores_of, store_annotations, store_parquet
-from tests.lakes import DeltaFolder, IcebergTable, Lake, catalog_in, lake_of
+from tests.lakes import KINDS, DeltaFolder, IcebergTable, Lake, catalog_in, lake_of
 from tests.pipelines.audits import RESOURCES, Audit, Interrupted, interrupt, is_idle, on_disk, wait_until
 from tests.pipelines.test_refresh import assert_as_from_scratch, part, read_by
 from tests.stores import Place
@@ -30,7 +30,7 @@ ROWS, REGION_ROWS = 42, 5
 FILES = (slice(0, 12), slice(12, 32), slice(32, 42))
 ALONE = replace(TASKS["multiclass"], params={})
 """Without statistics: only what changed is read."""
-both_kinds = pytest.mark.parametrize("kind", ["delta", "iceberg"])
+both_kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(autouse=True)
@@ -103,8 +103,9 @@ def test_an_audit_of_a_table_is_that_of_the_same_rows_in_files(kind: str, place:
     assert verify(audit.location).problems == ()
 
 
-@both_kinds
-@pytest.mark.parametrize("name", ["multilabel", "regression", "multiannotator"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("multilabel", "iceberg"), ("regression", "delta"), ("multiannotator", "delta")]
+)
 @on_disk
 def test_every_task_that_reads_files_reads_tables(name: str, kind: str, place: Place, client: Client) -> None:
     example = TASKS[name]
@@ -128,6 +129,7 @@ def test_every_task_that_reads_files_reads_tables(name: str, kind: str, place: P
 
 
 @both_kinds
+@on_disk
 def test_rows_that_are_appended_are_all_that_is_read(kind: str, place: Place, client: Client) -> None:
     lake = lake_with(kind, place, ALONE, FILES[:2])
     audit = audit_of_lake(place, client, lake, ALONE)
@@ -203,6 +205,7 @@ def test_a_version_can_be_named_and_is_said(kind: str, place: Place, client: Cli
 
 
 @both_kinds
+@on_disk
 def test_a_run_that_was_interrupted_goes_on_with_the_version_it_began_with(
     kind: str, place: Place, client: Client
 ) -> None:
@@ -430,7 +433,7 @@ def test_scores_of_a_table_are_a_table(kind: str, place: Place, client: Client) 
     assert_same_rows(out.history()[-1], audit)
 
 
-@pytest.mark.parametrize("kind", ["delta", "iceberg"])
+@both_kinds
 @on_disk
 def test_without_the_package_the_remedy_is_named(
     kind: str, place: Place, client: Client, monkeypatch: pytest.MonkeyPatch

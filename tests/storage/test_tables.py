@@ -31,7 +31,7 @@ from labelqa_dask.storage.iceberg import Iceberg
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.parquet_source import ParquetSource, holds_lists_of_any_length
 from labelqa_dask.storage.tables import Table
-from tests.lakes import CATALOG, DeltaFolder, IcebergTable, Lake, catalog_in, lake_of
+from tests.lakes import CATALOG, KINDS, DeltaFolder, IcebergTable, Lake, catalog_in, lake_of
 from tests.stores import Place
 
 ROWS = pa.table({"label": [0, 1, 2], "id": ["a", "b", "c"], "probs": [[0.5, 0.5]] * 3})
@@ -56,7 +56,7 @@ def read(table: Table, column: str, version: int | None = None) -> list[Any]:
     return source.read((slice(0, source.shape[0]),)).tolist()
 
 
-@pytest.mark.parametrize("kind", ["delta", "iceberg"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_in_the_order_in_which_their_files_were_added(kind: str, here: Place) -> None:
     lake = lake_of(kind, here, "table")
     lake.append(ROWS)
@@ -69,7 +69,7 @@ def test_rows_are_in_the_order_in_which_their_files_were_added(kind: str, here: 
     assert table.files(None).version == lake.version()
 
 
-@pytest.mark.parametrize("kind", ["delta", "iceberg"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_files_that_were_removed_are_not_read(kind: str, here: Place) -> None:
     lake = lake_of(kind, here, "table")
     lake.append(ROWS)
@@ -80,7 +80,7 @@ def test_files_that_were_removed_are_not_read(kind: str, here: Place) -> None:
     assert read(table_of(lake), "probs") == [[0.1, 0.9]]
 
 
-@pytest.mark.parametrize("kind", ["delta", "iceberg"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_does_not_exist_is_said(kind: str, here: Place) -> None:
     lake = lake_of(kind, here, "table")
     nothing = {"delta": r"table: holds no Delta table\. Check the URI", "iceberg": "lake: ml.table: .* does not exist"}
@@ -98,7 +98,7 @@ def test_what_does_not_exist_is_said(kind: str, here: Place) -> None:
         table_of(lake).files(None)
 
 
-@pytest.mark.parametrize("kind", ["delta", "iceberg"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_store_that_cannot_be_reached_is_said_in_one_line(kind: str, credentials: None) -> None:
     nowhere = StorageOptions(endpoint_url="http://127.0.0.1:1", region="eu-central-1", retry_seconds=0)
     table: Table = DeltaLake(Location.parse("s3://bucket/table", nowhere))
