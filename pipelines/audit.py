@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from distributed import Client
 
-from labelqa_dask.core.errors import InvalidInput, OutdatedRun, RunConflict, RunFailed, StorageError
+from labelqa_dask.core.errors import InvalidInput, LabelQAError, OutdatedRun, RunConflict, RunFailed
 from labelqa_dask.storage.annotations import AnnotationsSource
 from labelqa_dask.storage.digests import Digests
 from labelqa_dask.storage.lease import Lease, holding
@@ -36,7 +36,7 @@ from pipelines.publish import publish
 from pipelines.regions import Listener
 from pipelines.score import score
 from pipelines.select import select
-from pipelines.tables import tell_table, versions_begun
+from pipelines.versioned import tell_table, versions_begun
 
 T = TypeVar("T")
 Call = Callable[..., Any]
@@ -134,7 +134,7 @@ def run_audit(
         plan = _as_begun(plan, out)
     inputs, contents = plan.look_up()
     planned = {**plan.manifest(inputs), "created": datetime.now(UTC).isoformat(timespec="seconds")}
-    planned |= {"software": software_versions()}
+    planned |= {"software": software_versions(), "versions": plan.versions}
     freeze = plan.config.refresh.statistics == "frozen"
     with holding(out) as lease:
         published = latest(out)
@@ -162,17 +162,19 @@ def run_audit(
 
 
 def _as_begun(plan: Plan, out: Location) -> Plan:
-    """The plan of the versions of tables that an unfinished run reads, which stay where they are while tables grow."""
-    begun = unfinished(out)
+    """The plan of the versions that an unfinished run reads, which stay what they are whatever is committed."""
+    begun = unfinished(out) if plan.versions else None
     manifest = begun.manifest() if begun else None
-    versions = versions_begun(plan.config, manifest) if manifest else {}
-    if begun is None or versions == plan.versions or not versions:
+    if begun is None or manifest is None:
+        return plan
+    versions = {**plan.versions, **versions_begun(plan.config, manifest)}
+    if versions == plan.versions:
         return plan
     try:
         return make_plan(plan.config, plan.resources, versions)
-    except (StorageError, InvalidInput) as error:
+    except LabelQAError as error:
         raise OutdatedRun(
-            f"an unfinished run there reads a version of a table that is no longer there: {error}",
+            f"an unfinished run there reads a version that is no longer there: {error}",
             str(begun.location),
             "Add --fresh to discard it and start anew.",
         ) from error

@@ -20,15 +20,17 @@ class InputConfig(_Settings):
 
     uri: str
     """Path or URL of a Zarr group or array, or of Parquet files: one, a folder, or a pattern such as part-*.parquet.
-    Delta Lake: the folder of the table. Iceberg: its name in a catalog, or the URL of its newest metadata.json."""
-    format: Literal["delta", "iceberg"] | None = None
-    """Where it is a table of a data lake: of which kind."""
+    Delta Lake and Icechunk: the folder of the table or repository. Iceberg: the table's name in a catalog, or the URL
+    of its newest metadata.json."""
+    format: Literal["delta", "iceberg", "icechunk"] | None = None
+    """Where it has versions, one of which is read: a table of a data lake, or an Icechunk repository of Zarr arrays."""
     catalog: str | None = None
     """Iceberg: name of the catalog in pyiceberg's own configuration."""
-    version: int | None = Field(default=None, ge=0)
-    """Delta Lake: the version to read. Iceberg: the snapshot. Default: the newest when the run is planned."""
+    version: int | str | None = None
+    """Delta Lake: the number of the version to read. Iceberg: that of the snapshot. Icechunk: a branch, a tag, or the
+    id of a snapshot. Default: the newest when the run is planned, of the branch main."""
     array: str | None = None
-    """Zarr: name of the array in the group; not needed where there is only one."""
+    """Zarr and Icechunk: name of the array in the group; not needed where there is only one."""
     column: str | None = None
     """Parquet: one column, which may hold lists."""
     columns: tuple[str, ...] | None = None
@@ -41,26 +43,34 @@ class InputConfig(_Settings):
         given = [name for name in ("array", "column", "columns") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of array, column and columns, not {' and '.join(given)}")
-        self._check_table(given)
-        if not given and ".parquet" in self.uri:
+        self._check_format(given)
+        if not given and self.format is None and ".parquet" in self.uri:
             raise ValueError("a Parquet input needs 'column:' (or 'columns:' with one per class)")
         if self.columns is not None and not self.columns:
             raise ValueError("columns is empty")
         return self
 
-    def _check_table(self, given: list[str]) -> None:
+    def _check_format(self, given: list[str]) -> None:
         if self.format is None and self.version is not None:
-            raise ValueError("version is that of a table: add 'format: delta' or 'format: iceberg'")
+            raise ValueError("version is that of a table or repository: add 'format: delta', iceberg or icechunk")
         if self.format != "iceberg" and self.catalog is not None:
             raise ValueError("catalog is that of a table of 'format: iceberg'")
-        if self.format is not None and (not given or given == ["array"]):
+        if self.format == "icechunk" and self.is_parquet:
+            raise ValueError(f"an Icechunk repository has arrays: give 'array:', not {given[0]}")
+        if self.is_table and not self.is_parquet:
             raise ValueError("a table needs 'column:' (or 'columns:' with one per class)")
+        if self.is_table and self.version is not None and not (isinstance(self.version, int) and self.version >= 0):
+            raise ValueError(f"version of a table is a number, not {self.version!r}")
         if self.format == "iceberg" and self.catalog is None and not self.uri.endswith(".metadata.json"):
             raise ValueError("an Iceberg table needs its 'catalog:', or as uri that of its newest metadata.json")
 
     @property
     def is_parquet(self) -> bool:
         return self.column is not None or self.columns is not None
+
+    @property
+    def is_table(self) -> bool:
+        return self.format in ("delta", "iceberg")
 
 
 class OutputConfig(_Settings):

@@ -19,6 +19,7 @@ from labelqa_dask.core.layout import ArrayInfo, check_layout, check_multiples
 from labelqa_dask.core.task import ArraySpec, Params, Task
 from labelqa_dask.storage.annotations import AnnotationFiles, AnnotationsSource
 from labelqa_dask.storage.digests import Digests, digests_of_rows
+from labelqa_dask.storage.icechunk_store import Snapshot
 from labelqa_dask.storage.label_sets import LabelSetSource
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.parquet_source import ParquetFiles, ParquetSource, holds_lists_of_any_length
@@ -29,20 +30,22 @@ from labelqa_dask.storage.zarr_source import ZarrSource
 from pipelines.config import AuditConfig, InputConfig
 from pipelines.layout import Layout, block_bytes, by_rows, choose_layout
 from pipelines.lineage import Lineage
-from pipelines.tables import open_tables, refuse_foreign_table
+from pipelines.versioned import AtVersion, Versions, open_versioned, refuse_foreign_table
 
 # Measured: a worker process with every library imported. A fifth of it is what compiling the kernels takes, which
 # happens in the first run on a machine.
 WORKER_BYTES = 450 << 20
 # Dask's nanny ends a worker at 95 % of its limit; some of the rest is left to the allocator.
 USABLE_SHARE = 0.85
+# Measured: Icechunk, once a repository is open.
+ICECHUNK_BYTES = 24 << 20
 # Of an identifier's key and row, while they are sorted; of an annotation while a piece of the input is cut by region.
 INDEX_BYTES = 40
 PIECE_ROW_BYTES = 320
 # Of an annotator on each worker, measured with a million of them: what it is called, its statistics and its weights.
 ANNOTATOR_BYTES = 400
-# What a table's versions are called.
-_VERSION: dict[str | None, str] = {"delta": "version", "iceberg": "snapshot"}
+# What a version is called.
+_VERSION: dict[str | None, str] = {"delta": "version", "iceberg": "snapshot", "icechunk": "snapshot"}
 _SOFTWARE = ("labelqa-dask", "dask", "distributed", "numba", "numpy", "obstore", "pyarrow", "xarray", "zarr")
 
 
@@ -59,7 +62,7 @@ class Resources:
 class Plan:
     """A run before it starts: what is read, how it is cut, what is written, and what that takes.
 
-    `versions` are those of the inputs that are tables.
+    `versions` are those that inputs are read at which have versions, whatever is committed meanwhile.
     """
 
     config: AuditConfig
@@ -70,7 +73,7 @@ class Plan:
     layout: Layout
     outputs: tuple[OutputArray, ...]
     resources: Resources
-    versions: Mapping[str, int] = field(default_factory=dict)
+    versions: Versions = field(default_factory=dict)
     lineage: Lineage | None = None
 
     @property
@@ -128,11 +131,22 @@ class Plan:
         grouped = [source for source in self.sources.values() if isinstance(source, AnnotationsSource)]
         if not grouped:
             held = self.task.held_bytes(self.params, self.layout.sizes["example"])
-            return WORKER_BYTES + held + threads * self.region_bytes
+            return WORKER_BYTES + held + self._repository_bytes + threads * self.region_bytes
         index = INDEX_BYTES * self.layout.sizes["example"] if self.ids else 0
         piece = grouped[0].files.piece_rows * PIECE_ROW_BYTES
         table = 8 * grouped[0].nbytes([self.layout.regions.step])
-        return WORKER_BYTES + index + threads * max(self.region_bytes + table, piece)
+        return WORKER_BYTES + index + self._repository_bytes + threads * max(self.region_bytes + table, piece)
+
+    @property
+    def _repository_bytes(self) -> int:
+        """Memory of Icechunk, and of where the chunks of its arrays are."""
+        stored = [source for source in self._stored.values() if isinstance(source, ZarrSource) and source.is_snapshot]
+        return (ICECHUNK_BYTES if stored else 0) + sum(source.reference_bytes for source in stored)
+
+    @property
+    def _stored(self) -> dict[str, Source]:
+        """Every source, the identifiers included."""
+        return {**self.sources, **({"ids": self.ids} if self.ids else {})}
 
     @property
     def _of_annotators(self) -> str:
@@ -152,13 +166,11 @@ class Plan:
 
     def look_up(self) -> tuple[dict[str, Json], Digests]:
         """What each input is, and what tells of each region whether its data have changed, by the objects there now."""
-        sources = {**self.sources, **({"ids": self.ids} if self.ids else {})}
-        bounds = self.layout.regions.starts
+        sources, bounds = self._stored, self.layout.regions.starts
         found = {name: source.fingerprint(bounds) for name, source in sources.items()}
         described = {
             name: {
                 **self.config.input[name].model_dump(mode="json", exclude_none=True),
-                **({"version": self.versions[name]} if name in self.versions else {}),
                 "shape": list(source.shape),
                 "dtype": str(source.dtype),
                 "objects": found[name].objects,
@@ -197,11 +209,9 @@ class Plan:
             found = (
                 f"{source.files.rows:,} rows" if isinstance(source, AnnotationsSource) else f"{shape}, {source.dtype}"
             )
-            if name in self.versions:
-                found += f", {_VERSION[self.config.input[name].format]} {self.versions[name]}"
-            rows.append((name, f"{source.place}\n{found}"))
+            rows.append((name, f"{source.place}{self._at(name)}\n{found}"))
         if self.ids:
-            rows.append(("ids", self.ids.place))
+            rows.append(("ids", f"{self.ids.place}{self._at('ids')}"))
         extent = " × ".join(f"{block[dim]:,} {dim}" for dim in sizes)
         lengths = np.diff(regions.bounds).max() if regions.bounds else regions.step
         return [
@@ -219,9 +229,15 @@ class Plan:
             ("peak memory", f"{format_bytes(self.worker_bytes)} per worker{self._of_annotators}"),
         ]
 
+    def _at(self, name: str) -> str:
+        """Which version of an input is read, where it has versions."""
+        if name not in self.versions:
+            return ""
+        return f" ({_VERSION[self.config.input[name].format]} {self.versions[name]})"
 
-def make_plan(config: AuditConfig, resources: Resources, versions: Mapping[str, int] = {}) -> Plan:
-    """Plan a run; inputs that are tables are read at some versions, or else the newest.
+
+def make_plan(config: AuditConfig, resources: Resources, versions: Versions = {}) -> Plan:
+    """Plan a run; inputs that have versions are read at those that are given, or else as the configuration asks.
 
     Raises
     ------
@@ -232,8 +248,8 @@ def make_plan(config: AuditConfig, resources: Resources, versions: Mapping[str, 
     params = task.params(**config.params)
     _check_output(config)
     _check_refresh(config, task, params)
-    tables = open_tables(config, versions)
-    sources = _open_sources(config, task, tables)
+    opened = open_versioned(config, versions)
+    sources = _open_sources(config, task, opened)
     infos = {name: ArrayInfo(_known_shape(source), source.dtype, source.place) for name, source in sources.items()}
     sizes = check_layout(task, infos)
     sizes = {dim: sizes[dim] for dim in task.dims}
@@ -244,7 +260,7 @@ def make_plan(config: AuditConfig, resources: Resources, versions: Mapping[str, 
     }
     ids = None
     if "ids" in config.input:
-        ids = open_source(config.input["ids"], "ids", config.storage, table=tables.get("ids"))
+        ids = open_source(config.input["ids"], "ids", config.storage, at=opened.get("ids"))
     if ids and ids.shape != (sizes["example"],):
         raise InvalidInput(
             f"ids have shape {ids.shape}, but there are {sizes['example']:,} examples",
@@ -263,8 +279,8 @@ def make_plan(config: AuditConfig, resources: Resources, versions: Mapping[str, 
     layout = _lay_out(config, task, params, sources, sizes)
     outputs = _outputs(task, params, sources, ids, layout)
     _check_types(config, outputs)
-    at = {name: table.version for name, table in tables.items() if table.version is not None}
-    plan = Plan(config, task, params, sources, ids, layout, outputs, resources, at)
+    read_at = {name: at.version for name, at in opened.items() if at.version is not None}
+    plan = Plan(config, task, params, sources, ids, layout, outputs, resources, read_at)
     if not plan.fits:
         raise _does_not_fit(plan)
     return plan
@@ -282,7 +298,7 @@ def _check_output(config: AuditConfig) -> None:
         if settings.catalog is not None:
             continue
         inside = Location.parse(settings.uri, config.storage)
-        if settings.array is not None:
+        if settings.array is not None and settings.format is None:
             inside = inside / settings.array
         elif "*" in inside.name or "?" in inside.name:
             first = out.url.removeprefix(f"{inside.parent.url}/").partition("/")[0]
@@ -317,11 +333,11 @@ def _check_refresh(config: AuditConfig, task: Task[Any], params: Any) -> None:
         )
 
 
-def _open_sources(config: AuditConfig, task: Task[Any], tables: Mapping[str, ParquetFiles]) -> dict[str, Source]:
+def _open_sources(config: AuditConfig, task: Task[Any], at: Mapping[str, AtVersion]) -> dict[str, Source]:
     """Open all inputs of a task; the one with every dimension tells how many classes there are."""
 
     def opened(spec: ArraySpec, classes: int = 0) -> Source:
-        return open_source(config.input[spec.name], spec.kind, config.storage, classes, tables.get(spec.name))
+        return open_source(config.input[spec.name], spec.kind, config.storage, classes, at.get(spec.name))
 
     leader = task.inputs[-1]
     predictions = opened(leader)
@@ -330,13 +346,15 @@ def _open_sources(config: AuditConfig, task: Task[Any], tables: Mapping[str, Par
 
 
 def open_source(
-    settings: InputConfig, kind: str, storage: StorageOptions, classes: int = 0, table: ParquetFiles | None = None
+    settings: InputConfig, kind: str, storage: StorageOptions, classes: int = 0, at: AtVersion | None = None
 ) -> Source:
-    """Open one input; label sets are those of some number of classes, a table's files are those of a version."""
+    """Open one input; label sets are those of some number of classes. What has versions was opened `at` one of them."""
     if kind != "annotations" and not settings.is_parquet:
-        location = Location.parse(settings.uri, storage)
+        assert not isinstance(at, ParquetFiles), "its configuration names columns"
+        location = at or Location.parse(settings.uri, storage)
         return ZarrSource.open(location, settings.array, predictions=kind in ("probabilities", "values"))
-    files = table or Location.parse(settings.uri, storage)
+    assert not isinstance(at, Snapshot), "its configuration names no columns"
+    files = at or Location.parse(settings.uri, storage)
     if kind == "annotations":
         return AnnotationsSource(AnnotationFiles.open(files, settings.columns or ()), 0)
     columns = settings.columns or (settings.column or "",)

@@ -141,7 +141,7 @@ def _summary(plan: Plan, manifest: Json, selection: Selection, stats: Stats, fro
         "frozen": frozen,
         **crowd,
         "worst": len(summary.worst.rows),
-        "inputs": manifest["inputs"],
+        "inputs": _inputs(manifest),
         "output": manifest["output"],
         "regions": len(plan.layout.regions),
         "software": manifest["software"],
@@ -190,3 +190,12 @@ def _previews(selection: Selection) -> list[Preview]:
 
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+def _inputs(manifest: Json) -> Json:
+    """What each input is, and the version that was read of those that have versions."""
+    versions = manifest["versions"]
+    return {
+        name: {**told, **({"version": versions[name]} if name in versions else {})}
+        for name, told in manifest["inputs"].items()
+    }

@@ -327,7 +327,7 @@ def _is_version(name: str) -> bool:
 
 
 # Parts of a manifest that say when and by what it was made, not what is to be computed.
-_CIRCUMSTANCES = ("created", "software", "previous", "digest")
+_CIRCUMSTANCES = ("created", "software", "versions", "previous", "digest")
 # Parts of an input that are found, not set.
 _FACTS = ("shape", "dtype", "objects", "bytes", "digest")
 _MOST_SHOWN = 16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError, nearest
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.storage.digests import digest_of_sum, digests_of_rows, hash_of, stacked
+from labelqa_dask.storage.icechunk_store import REFERENCE_BYTES, Snapshot
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.sources import NO_BOUNDS, Bounds, Fingerprint, Index
 
@@ -38,7 +40,7 @@ class ZarrSource:
     only in format 2, where xarray keeps `_FillValue` there, does one that is not 0 mark missing values.
     """
 
-    location: Location
+    location: Location | Snapshot
     array: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -51,17 +53,19 @@ class ZarrSource:
     complete: bool
 
     @classmethod
-    def open(cls, location: Location, array: str | None, *, predictions: bool) -> Self:
+    def open(cls, location: Location | Snapshot, array: str | None, *, predictions: bool) -> Self:
         """Open an array by its name in a group; without a name, the location is the array, or holds only one.
 
         Predictions are decoded, and every chunk of theirs must have been written; labels are taken as they are, since
         a chunk of nothing but class 0 may well not be written.
         """
-        if not location.is_folder():
+        if isinstance(location, Location) and not location.is_folder():
             what = "is not a Zarr group or array" if location.exists() else "does not exist"
             raise StorageError(what, str(location), "Check the URI.")
         path = array.strip("/") if array is not None else _only_array(location)
         node = _open_array(location, path)
+        if isinstance(location, Snapshot):
+            location.refuse_virtual(path, node.ndim)
         source = cls(
             location,
             path,
@@ -209,6 +213,17 @@ class ZarrSource:
         raw = int(np.prod(block)) * self.stored.itemsize if self.attributes else 0
         return result + raw + 2 * chunk * in_flight
 
+    @property
+    def is_snapshot(self) -> bool:
+        """Whether it is read at a snapshot of an Icechunk repository."""
+        return isinstance(self.location, Snapshot)
+
+    @property
+    def reference_bytes(self) -> int:
+        """Memory of where the chunks are, which a process holds of an array in a repository."""
+        chunks = (-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True))
+        return REFERENCE_BYTES * math.prod(chunks)
+
     def rechunked(self, chunks: Sequence[int | None]) -> Self:
         return replace(self, chunks=tuple(wanted or c for wanted, c in zip(chunks, self.chunks, strict=True)))
 
@@ -281,7 +296,7 @@ def _digest_of_json(content: Any) -> str:
 
 
 @lru_cache(maxsize=32)
-def _open_planned(location: Location, path: str, metadata: str) -> zarr.Array[Any]:
+def _open_planned(location: Location | Snapshot, path: str, metadata: str) -> zarr.Array[Any]:
     """The array that a source was made of; refused where another one has taken its place since."""
     node = _open_array(location, path)
     if _digest_of(node) != metadata:
@@ -289,7 +304,7 @@ def _open_planned(location: Location, path: str, metadata: str) -> zarr.Array[An
     return node
 
 
-def _open_array(location: Location, path: str) -> zarr.Array[Any]:
+def _open_array(location: Location | Snapshot, path: str) -> zarr.Array[Any]:
     node = _open_node(location, path)
     if not isinstance(node, zarr.Array):
         names = [name for name, _ in node.arrays()]
@@ -300,15 +315,15 @@ def _open_array(location: Location, path: str) -> zarr.Array[Any]:
     return node
 
 
-def _open_node(location: Location, path: str) -> Any:
+def _open_node(location: Location | Snapshot, path: str) -> Any:
     place = location / path if path else location
     with location.errors_of(path):
-        store = ZarrObjectStore(location.store, read_only=True)
+        store = location.store if isinstance(location, Snapshot) else ZarrObjectStore(location.store, read_only=True)
     try:
         return location.attempt(path, lambda: zarr.open(store, path=path, mode="r"))
     except FileNotFoundError:
         if path == "":
-            raise StorageError("is not a Zarr group or array", str(place), "Check the URI.") from None
+            raise StorageError("is not a Zarr group or array", str(place), _check_the_uri(location)) from None
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(f"has Zarr metadata that cannot be read ({error})", str(place)) from error
     parent, _, name = path.rpartition("/")
@@ -321,7 +336,14 @@ def _open_node(location: Location, path: str) -> Any:
     raise InvalidConfig(f"has no array {name!r}", above, nearest(name, [child for child, _ in group.members()]))
 
 
-def _only_array(location: Location) -> str:
+def _check_the_uri(location: Location | Snapshot) -> str:
+    """What mends it where there is no Zarr; a repository of Icechunk looks like it, by its name at most."""
+    if isinstance(location, Location) and {"snapshots", "transactions"} <= {*location.children()}:
+        return "It is an Icechunk repository: add format: icechunk."
+    return "Check the URI."
+
+
+def _only_array(location: Location | Snapshot) -> str:
     node = _open_node(location, "")
     if isinstance(node, zarr.Array):
         return ""

@@ -19,8 +19,8 @@ from pipelines.config import AuditConfig, config_schema, parse_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CLUSTER_EXAMPLES = sorted(CONFIGS.glob("cluster-*.yaml"))
-TABLE_EXAMPLES = sorted(CONFIGS.glob("table-*.yaml"))
-EXAMPLES = sorted({*CONFIGS.glob("*.yaml")} - {*CLUSTER_EXAMPLES} - {*TABLE_EXAMPLES})
+INPUT_EXAMPLES = sorted([*CONFIGS.glob("table-*.yaml"), *CONFIGS.glob("input-*.yaml")])
+EXAMPLES = sorted({*CONFIGS.glob("*.yaml")} - {*CLUSTER_EXAMPLES, *INPUT_EXAMPLES})
 JOBS = {"kind": "slurm", "workers": 4, "memory_limit": "4GiB"}
 
 LEAST: dict[str, Any] = {
@@ -55,6 +55,16 @@ def test_an_example_configuration_is_valid_and_named_after_its_task(path: Path) 
     assert config.cluster.kind == "local"
 
 
+@pytest.mark.parametrize("path", INPUT_EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_of_inputs_is_valid_and_named_after_their_format(path: Path) -> None:
+    formats = {settings.format for settings in load_config(path).input.values()}
+    assert formats == {path.stem.partition("-")[2]}
+
+
+def test_there_is_an_example_for_each_format_with_versions() -> None:
+    assert {path.stem.partition("-")[2] for path in INPUT_EXAMPLES} == {"delta", "iceberg", "icechunk"}
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_expectations_of_an_example_are_valid_once_they_are_no_comment(path: Path) -> None:
     lines = path.read_text().splitlines()
@@ -82,17 +92,6 @@ def test_an_example_of_a_cluster_is_valid_and_named_after_its_kind(path: Path) -
 
 def test_there_is_an_example_for_each_kind_of_cluster() -> None:
     assert {path.stem.removeprefix("cluster-") for path in CLUSTER_EXAMPLES} == {*KINDS} - {"local"}
-
-
-@pytest.mark.parametrize("path", TABLE_EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_of_a_table_is_valid_and_named_after_its_format(path: Path) -> None:
-    config = load_config(path)
-    formats = {config.output.format, *(settings.format for settings in config.input.values())}
-    assert [f"table-{name}" for name in formats] == [path.stem]
-
-
-def test_there_is_an_example_for_each_format_of_tables() -> None:
-    assert [path.stem for path in TABLE_EXAMPLES] == ["table-delta", "table-iceberg"]
 
 
 def test_what_is_not_given_has_defaults() -> None:

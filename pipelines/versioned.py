@@ -1,4 +1,7 @@
-"""Tables of a data lake in an audit: all inputs of one are of one version; one can be told of what is published."""
+"""Inputs that have versions, tables of a data lake and Icechunk repositories; and tables as outputs.
+
+An audit reads one version of each, whatever is committed meanwhile, also where it is interrupted.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import pyarrow.parquet as pq
 from labelqa_dask.core.errors import InvalidConfig
 from labelqa_dask.storage.delta import DeltaLake
 from labelqa_dask.storage.iceberg import Iceberg
+from labelqa_dask.storage.icechunk_store import DEFAULT_REF, Snapshot
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.parquet_source import ParquetFiles
 from labelqa_dask.storage.record import Json, Version
@@ -17,37 +21,59 @@ from labelqa_dask.storage.tables import Part, Table
 from pipelines.config import AuditConfig, InputConfig, OutputConfig
 from pipelines.layout import Regions
 
+AtVersion = ParquetFiles | Snapshot
+"""What an input is at one version."""
+Versions = Mapping[str, int | str]
+"""The version of each input that has versions, by its number, or the id of its snapshot."""
 
-def open_tables(config: AuditConfig, versions: Mapping[str, int]) -> dict[str, ParquetFiles]:
-    """The files of each input that is a table, each table at one version: a given one, or else the newest now."""
+
+def open_versioned(config: AuditConfig, versions: Versions) -> dict[str, AtVersion]:
+    """Each input that has versions at one of them: that which is given, or is asked for, or is the newest now."""
+    return {**_open_tables(config, versions), **_open_snapshots(config, versions)}
+
+
+def _open_tables(config: AuditConfig, versions: Versions) -> dict[str, ParquetFiles]:
+    """The files of each input that is a table; all inputs of one table are of one version."""
     _refuse_other_rows(config)
     opened: dict[Table, ParquetFiles] = {}
     asked: dict[Table, int] = {}
-    named = {name: (settings, _input_table(settings, config.storage)) for name, settings in config.input.items()}
-    for name, (settings, table) in named.items():
-        version = settings.version if settings.version is not None else versions.get(name)
-        if table and version is not None and asked.setdefault(table, version) != version:
+    named = {name: _input_table(settings, config.storage) for name, settings in config.input.items()}
+    tables = {name: table for name, table in named.items() if table}
+    for name, table in tables.items():
+        version = versions.get(name, config.input[name].version)
+        if version is not None and asked.setdefault(table, int(version)) != version:
             raise InvalidConfig(
                 f"asks for version {version}, but another input for version {asked[table]} of the same table",
                 f"input.{name}.version",
                 "Ask for one version.",
             )
-    tables = {name: table for name, (_, table) in named.items() if table}
     for table in dict.fromkeys(tables.values()):
         opened[table] = table.files(asked.get(table))
     return {name: opened[table] for name, table in tables.items()}
 
 
-def versions_begun(config: AuditConfig, manifest: Json) -> dict[str, int]:
-    """The versions of tables that a run was begun with, where the configuration names these tables and no version."""
+def _open_snapshots(config: AuditConfig, versions: Versions) -> dict[str, Snapshot]:
+    """The snapshot of each input in an Icechunk repository; what is asked for in the same words is the same."""
+    found: dict[tuple[Location, str], Snapshot] = {}
+    snapshots = {}
+    for name, settings in config.input.items():
+        if settings.format == "icechunk":
+            wanted = settings.version if settings.version is not None else DEFAULT_REF
+            asked = Location.parse(settings.uri, config.storage), str(versions.get(name, wanted))
+            if asked not in found:
+                found[asked] = Snapshot.open(*asked)
+            snapshots[name] = found[asked]
+    return snapshots
+
+
+def versions_begun(config: AuditConfig, manifest: Json) -> Versions:
+    """The versions that a run was begun with, of inputs for which the configuration asks in the same words."""
     begun: Mapping[str, Json] = manifest["inputs"]
-    table = ("uri", "format", "catalog")
+    asked = ("uri", "format", "catalog", "version")
     return {
-        name: begun[name]["version"]
-        for name, settings in config.input.items()
-        if settings.format
-        and settings.version is None
-        and all(begun.get(name, {}).get(key) == getattr(settings, key) for key in table)
+        name: version
+        for name, version in manifest["versions"].items()
+        if name in config.input and all(begun[name].get(key) == getattr(config.input[name], key) for key in asked)
     }
 
 
