@@ -130,7 +130,7 @@ def run_audit(
         Nothing is published then; what was finished is kept and resumed.
     """
     out = Location.parse(plan.config.output.uri, plan.config.storage)
-    if not (fresh or discard):
+    if plan.versions and not (fresh or discard):
         plan = _as_begun(plan, out)
     inputs, contents = plan.look_up()
     planned = {**plan.manifest(inputs), "created": datetime.now(UTC).isoformat(timespec="seconds")}

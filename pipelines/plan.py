@@ -30,7 +30,7 @@ from labelqa_dask.storage.zarr_source import ZarrSource
 from pipelines.config import AuditConfig, InputConfig
 from pipelines.layout import Layout, block_bytes, by_rows, choose_layout
 from pipelines.lineage import Lineage
-from pipelines.versioned import AtVersion, Versions, open_versioned, refuse_foreign_table
+from pipelines.versioned import AtVersion, Versions, open_versioned, refuse_other_output
 
 # Measured: a worker process with every library imported. A fifth of it is what compiling the kernels takes, which
 # happens in the first run on a machine.
@@ -293,7 +293,7 @@ def _check_output(config: AuditConfig) -> None:
     for path in [above, *above.parents] if out.local_path else []:
         if path.is_file():
             raise InvalidConfig("is a file, but the output is a folder", str(path), "Choose another output.uri.")
-    refuse_foreign_table(config)
+    refuse_other_output(config)
     for name, settings in config.input.items():
         if settings.catalog is not None:
             continue

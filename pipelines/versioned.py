@@ -15,7 +15,7 @@ from labelqa_dask.storage.iceberg import Iceberg
 from labelqa_dask.storage.icechunk_store import DEFAULT_REF, Snapshot
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.parquet_source import ParquetFiles
-from labelqa_dask.storage.record import Json, Version
+from labelqa_dask.storage.record import Json, Version, latest
 from labelqa_dask.storage.sinks import ParquetSink
 from labelqa_dask.storage.tables import Part, Table
 from pipelines.config import AuditConfig, InputConfig, OutputConfig
@@ -35,20 +35,21 @@ def open_versioned(config: AuditConfig, versions: Versions) -> dict[str, AtVersi
 def _open_tables(config: AuditConfig, versions: Versions) -> dict[str, ParquetFiles]:
     """The files of each input that is a table; all inputs of one table are of one version."""
     _refuse_other_rows(config)
-    opened: dict[Table, ParquetFiles] = {}
+    found = ((name, _input_table(settings, config.storage)) for name, settings in config.input.items())
+    tables = {name: table for name, table in found if table}
     asked: dict[Table, int] = {}
-    named = {name: _input_table(settings, config.storage) for name, settings in config.input.items()}
-    tables = {name: table for name, table in named.items() if table}
     for name, table in tables.items():
-        version = versions.get(name, config.input[name].version)
+        version = config.input[name].version
         if version is not None and asked.setdefault(table, int(version)) != version:
             raise InvalidConfig(
                 f"asks for version {version}, but another input for version {asked[table]} of the same table",
                 f"input.{name}.version",
                 "Ask for one version.",
             )
-    for table in dict.fromkeys(tables.values()):
-        opened[table] = table.files(asked.get(table))
+    for name, table in tables.items():
+        if name in versions:
+            asked.setdefault(table, int(versions[name]))
+    opened = {table: table.files(asked.get(table)) for table in dict.fromkeys(tables.values())}
     return {name: opened[table] for name, table in tables.items()}
 
 
@@ -77,11 +78,19 @@ def versions_begun(config: AuditConfig, manifest: Json) -> Versions:
     }
 
 
-def refuse_foreign_table(config: AuditConfig) -> None:
-    """Refuse to publish to a table that holds anything else, and without the package that it takes."""
+def refuse_other_output(config: AuditConfig) -> None:
+    """Refuse to publish to a table that holds anything but versions of this output, or without the package it takes."""
     table = _output_table(config.output, config.storage)
-    if table:
-        table.published()
+    if table is None:
+        return
+    known, newest = table.published(), latest(Location.parse(config.output.uri, config.storage))
+    if known is not None and (newest is None or known > _number(newest)):
+        raise InvalidConfig(
+            f"holds version {known} of the scores, but {'no version' if newest is None else newest.name} is the newest "
+            "of the output",
+            str(table),
+            "Delete the table (of Delta Lake: the folder _delta_log), or choose another output.",
+        )
 
 
 def tell_table(config: AuditConfig, version: Version) -> None:
@@ -89,14 +98,7 @@ def tell_table(config: AuditConfig, version: Version) -> None:
     table, manifest = _output_table(config.output, config.storage), version.manifest()
     if table is None or manifest is None or manifest["output"]["format"] != config.output.format:
         return
-    number, known = int(version.name[1:]), table.published()
-    if known is not None and known > number:
-        raise InvalidConfig(
-            f"has version {known} of the audit, but the newest of the output is {version.name}",
-            str(table),
-            "Delete the table, or give another output.",
-        )
-    if known == number:
+    if table.published() == _number(version):
         return
     folder = version.location / "scores"
     sizes = {entry.path: entry.size for entry in folder.entries()}
@@ -107,7 +109,11 @@ def tell_table(config: AuditConfig, version: Version) -> None:
     ]
     with folder.reader(next(iter(sizes))) as reader:
         schema = pq.read_schema(reader)
-    table.publish(number, schema, parts)
+    table.publish(_number(version), schema, parts)
+
+
+def _number(version: Version) -> int:
+    return int(version.name[1:])
 
 
 def _input_table(settings: InputConfig, storage: StorageOptions) -> Table | None:

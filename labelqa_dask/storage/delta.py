@@ -126,6 +126,7 @@ class DeltaLake:
             )
 
     def _inside(self, path: str) -> str:
+        """A path that the log tells, if it is one in the folder."""
         if "://" in path or path.startswith(("/", "file:")):
             raise InvalidInput(
                 f"holds the file {path}, which lies outside of its folder, as in a shallow clone",

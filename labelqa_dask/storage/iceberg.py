@@ -15,7 +15,7 @@ from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.parquet_source import ParquetFiles
 from labelqa_dask.storage.tables import APP, Part, needed
 
-_NUMBER = f"{APP}.version"
+_NUMBER, _OUTPUT = f"{APP}.version", f"{APP}.output"
 _NAME_MAPPING = "schema.name-mapping.default"
 
 
@@ -46,10 +46,8 @@ class Iceberg:
         if not entries:
             raise InvalidInput("holds no rows", str(self), "Give a table, or a snapshot of it, that has some.")
         folder = Location.parse(_plain(table.location()), self.options)
-        found = sorted((entry.sequence_number or 0, entry.data_file.file_path, entry) for entry in entries)
-        files = tuple(
-            (self._inside(folder, path), int(entry.data_file.file_size_in_bytes), None) for _, path, entry in found
-        )
+        found = sorted((entry.sequence_number or 0, entry.data_file.file_path, entry.data_file) for entry in entries)
+        files = tuple((self._inside(folder, file), int(file.file_size_in_bytes), None) for *_, file in found)
         return ParquetFiles(str(self), folder, files, _renamed(table), snapshot.snapshot_id)
 
     def published(self) -> int | None:
@@ -62,16 +60,17 @@ class Iceberg:
             if not catalog.table_exists(self.name):
                 return None
             table = self._load()
-        if _NUMBER in table.properties:
+        if table.properties.get(_OUTPUT) == self._output:
             return int(table.properties[_NUMBER])
         if table.current_snapshot() is None:
             return None
         raise InvalidConfig(
-            "is an Iceberg table that no audit has made; its rows would be removed", str(self), "Choose another one."
+            f"is an Iceberg table that no audit in {self._output} has made; its rows would be removed",
+            str(self),
+            "Choose another output.table.",
         )
 
     def publish(self, number: int, schema: pa.Schema, parts: Sequence[Part]) -> None:
-        assert self.out is not None
         to_data_file = needed("pyiceberg.io.pyarrow", "iceberg", str(self)).parquet_file_to_data_file
         with self._errors():
             table = self._catalog().create_table_if_not_exists(self.name, schema)
@@ -80,13 +79,18 @@ class Iceberg:
                 with transaction.update_schema() as update:
                     update.union_by_name(schema)
                 names = transaction.table_metadata.schema().name_mapping.model_dump_json()
-                transaction.set_properties({_NAME_MAPPING: names, _NUMBER: str(number)})
+                transaction.set_properties({_NAME_MAPPING: names, _OUTPUT: self._output, _NUMBER: str(number)})
                 with transaction.update_snapshot({_NUMBER: str(number)}).overwrite() as snapshot:
                     for file in before:
                         snapshot.delete_data_file(file)
                     for part in parts:
-                        path = (self.out / part.path).url
+                        path = f"{self._output}/{part.path}"
                         snapshot.append_data_file(to_data_file(table.io, transaction.table_metadata, path))
+
+    @property
+    def _output(self) -> str:
+        assert self.out is not None
+        return self.out.url
 
     def _catalog(self) -> Any:
         return needed("pyiceberg.catalog", "iceberg", str(self)).load_catalog(self.catalog, **self._properties)
@@ -117,16 +121,17 @@ class Iceberg:
                 )
             yield from entries
 
-    def _inside(self, folder: Location, path: str) -> str:
-        url = Location.parse(_plain(path), self.options).url
+    def _inside(self, folder: Location, file: Any) -> str:
+        """The path of a data file in the folder of the table."""
+        url = Location.parse(_plain(file.file_path), self.options).url
         if not url.startswith(f"{folder.url}/"):
             raise InvalidInput(
-                f"holds the file {path}, which lies outside of its folder {folder}",
+                f"holds the file {file.file_path}, which lies outside of its folder {folder}",
                 str(self),
                 "Rewrite its data files, as by rewrite_data_files.",
             )
-        if not url.endswith(".parquet"):
-            raise InvalidInput(f"holds the file {path}, which is not Parquet", str(self), "Rewrite it as Parquet.")
+        if file.file_format != "PARQUET":
+            raise InvalidInput(f"holds the file {url}, which is not Parquet", str(self), "Rewrite it as Parquet.")
         return url.removeprefix(f"{folder.url}/")
 
     @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -231,9 +233,10 @@ def test_a_run_that_was_interrupted_is_not_given_another_version(place: Place, c
     with pytest.raises(Interrupted):
         audit.run(interrupt("score", 1))
     wait_until(lambda: is_idle(client))
-    inputs = {name: {**settings, "version": 1} for name, settings in audit.settings["input"].items()}
-    with pytest.raises(RunConflict, match=r"inputs\.labels\.version: not set then, 1 now"):
-        audit.changed(input=inputs).run()
+    for names in (audit.settings["input"], ["ids"]):
+        inputs = {name: {**audit.settings["input"][name], "version": 1} for name in names}
+        with pytest.raises(RunConflict, match=r"inputs\.ids\.version: not set then, 1 now"):
+            audit.changed(input=inputs).run()
     place("lake").delete()
     lake.append(table_of(ALONE))
     with pytest.raises(OutdatedRun, match=r"version 2 cannot be read: .*Add --fresh"):
@@ -408,6 +411,9 @@ def test_a_vacuum_leaves_what_is_beside_the_scores(place: Place, client: Client)
     audit.run()
     grow()
     audit.run()
+    a_year_ago = time.time() - 365 * 24 * 3600
+    for path in Path(table.address).rglob("*"):
+        os.utime(path, (a_year_ago, a_year_ago))
     before = sorted(entry.path for entry in audit.location.entries() if "_delta_log" not in entry.path)
     table.open().vacuum(dry_run=False, full=True)
     assert sorted(entry.path for entry in audit.location.entries() if "_delta_log" not in entry.path) == before
@@ -418,8 +424,29 @@ def test_a_vacuum_leaves_what_is_beside_the_scores(place: Place, client: Client)
 def test_a_table_of_others_is_not_overwritten(kind: str, place: Place, client: Client) -> None:
     audit, table, _ = audit_into(kind, place, client)
     table.append(table_of(ALONE))
-    with pytest.raises(InvalidConfig, match="that no audit has made; its rows would be removed"):
+    with pytest.raises(InvalidConfig, match=r"table that no audit .*has made; its rows would be removed"):
         make_plan(audit.config, RESOURCES)
+
+
+@both_kinds
+@on_disk
+def test_a_table_whose_output_is_gone_is_not_added_to(kind: str, place: Place, client: Client) -> None:
+    audit, _, grow = audit_into(kind, place, client)
+    audit.run()
+    grow()
+    audit.run()
+    for path in ("latest.json", "v000002/_run/manifest.json"):
+        audit.location.delete_object(path)
+    for version in version_names(audit.location):
+        audit.version(version).location.delete()
+    with pytest.raises(InvalidConfig, match="holds version 2 of the scores, but no version is the newest of the outp"):
+        make_plan(audit.config, RESOURCES)
+    other = audit.changed(out="elsewhere")
+    if kind == "iceberg":
+        with pytest.raises(InvalidConfig, match=r"that no audit in .*elsewhere has made"):
+            make_plan(other.config, RESOURCES)
+    else:
+        make_plan(other.config, RESOURCES)
 
 
 @both_kinds

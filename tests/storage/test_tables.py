@@ -232,6 +232,12 @@ def test_files_that_writers_lay_out_in_other_ways_are_one_column(here: Place) ->
 # -- Iceberg
 
 
+def data_file(table: Any, name: str, **facts: Any) -> DataFile:
+    told = {"content": DataFileContent.DATA, "file_format": FileFormat.PARQUET, **facts}
+    path = f"{table.location()}/data/{name}"
+    return DataFile.from_args(file_path=path, partition=Record(), record_count=1, file_size_in_bytes=1, **told)
+
+
 def test_metadata_without_a_catalog_is_enough_to_read(here: Place) -> None:
     lake = IcebergTable(here, "table")
     lake.append(ROWS)
@@ -258,14 +264,7 @@ def test_rows_that_are_deleted_by_files_of_their_own_are_refused(here: Place) ->
     lake = IcebergTable(here, "table")
     lake.append(ROWS)
     table = lake.open()
-    deletes = DataFile.from_args(
-        content=DataFileContent.POSITION_DELETES,
-        file_path=f"{table.location()}/data/deletes.parquet",
-        file_format=FileFormat.PARQUET,
-        partition=Record(),
-        record_count=1,
-        file_size_in_bytes=1,
-    )
+    deletes = data_file(table, "deletes.parquet", content=DataFileContent.POSITION_DELETES)
     with table.transaction() as transaction:
         append = transaction.update_snapshot().fast_append()
         entry = ManifestEntry.from_args(
@@ -293,4 +292,14 @@ def test_files_outside_of_the_folder_of_a_table_are_refused(here: Place) -> None
     pq.write_table(MORE, here.url("elsewhere.parquet"))
     lake.open().add_files([f"file://{here.url('elsewhere.parquet')}"])
     with pytest.raises(InvalidInput, match=r"elsewhere\.parquet, which lies outside of its folder"):
+        table_of(lake).files(None)
+
+
+def test_files_of_another_format_are_refused(here: Place) -> None:
+    lake = IcebergTable(here, "table")
+    lake.append(ROWS)
+    table = lake.open()
+    with table.transaction() as transaction, transaction.update_snapshot().fast_append() as append:
+        append.append_data_file(data_file(table, "rows.orc", file_format=FileFormat.ORC))
+    with pytest.raises(InvalidInput, match=r"rows\.orc, which is not Parquet"):
         table_of(lake).files(None)
