@@ -83,8 +83,6 @@ class LabelSetSource:
         row = group.start
         parts = []
         for chunk in self.parquet.read_table(group)[name].chunks:
-            if pa.types.is_fixed_size_list(chunk.type):
-                chunk = chunk.cast(pa.list_(chunk.type.value_type))
             ids = chunk.flatten()
             starts = np.concatenate([[0], np.cumsum(chunk.value_lengths().to_numpy(zero_copy_only=False))])
             if ids.null_count:

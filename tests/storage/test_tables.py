@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,6 +29,7 @@ from pyroaring import BitMap64
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError
 from labelqa_dask.storage.delta import DeltaLake
 from labelqa_dask.storage.iceberg import Iceberg
+from labelqa_dask.storage.label_sets import LabelSetSource
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.parquet_source import ParquetSource, holds_lists_of_any_length
 from labelqa_dask.storage.tables import Table
@@ -218,7 +220,9 @@ def test_files_that_writers_lay_out_in_other_ways_are_one_column(here: Place) ->
     """The first file tells lists and text otherwise than those that were written to the table as it was then."""
     lake = DeltaFolder(here, "table")
     lists = pa.FixedSizeListArray.from_arrays(pa.array([0.5, 0.5, 0.25, 0.75]), 2)
-    rows = pa.table({"label": [0, 1], "id": pa.array(["a", "b"]).dictionary_encode(), "probs": lists})
+    classes = pa.FixedSizeListArray.from_arrays(pa.array([0, 1, 1, 2]), 2)
+    keys = pa.array(["a", "b"]).dictionary_encode()
+    rows = pa.table({"label": [0, 1], "id": keys, "probs": lists, "classes": classes})
     lake.append(rows)
     lake.append(rows)
     files = table_of(lake).files(None)
@@ -226,7 +230,9 @@ def test_files_that_writers_lay_out_in_other_ways_are_one_column(here: Place) ->
     assert len(kinds) == 2
     assert read(table_of(lake), "id") == ["a", "b", "a", "b"]
     assert read(table_of(lake), "probs") == [[0.5, 0.5], [0.25, 0.75]] * 2
-    assert holds_lists_of_any_length(files, "probs")
+    assert holds_lists_of_any_length(files, "classes")
+    sets = LabelSetSource.open(files, "classes", 3).read((slice(0, 4),))
+    assert np.asarray(sets).astype(int).tolist() == [[1, 1, 0], [0, 1, 1]] * 2
 
 
 # -- Iceberg
