@@ -173,6 +173,7 @@ def _as_begun(plan: Plan, out: Location) -> Plan:
     try:
         return make_plan(plan.config, plan.resources, versions)
     except LabelQAError as error:
+        make_plan(plan.config, plan.resources, plan.versions)  # which fails as well where it is the store that does
         raise OutdatedRun(
             f"an unfinished run there reads a version that is no longer there: {error}",
             str(begun.location),

@@ -233,7 +233,9 @@ class Plan:
         """Which version of an input is read, where it has versions."""
         if name not in self.versions:
             return ""
-        return f" ({_VERSION[self.config.input[name].format]} {self.versions[name]})"
+        settings = self.config.input[name]
+        branch = f"{settings.version}, " if isinstance(settings.version, str) else ""
+        return f" ({branch}{_VERSION[settings.format]} {self.versions[name]})"
 
 
 def make_plan(config: AuditConfig, resources: Resources, versions: Versions = {}) -> Plan:

@@ -73,7 +73,7 @@ def versions_begun(config: AuditConfig, manifest: Json) -> Versions:
     asked = ("uri", "format", "catalog", "version")
     return {
         name: version
-        for name, version in manifest["versions"].items()
+        for name, version in manifest.get("versions", {}).items()
         if name in config.input and all(begun[name].get(key) == getattr(config.input[name], key) for key in asked)
     }
 

@@ -154,10 +154,14 @@ def test_a_secret_that_stands_in_a_configuration_is_refused_and_not_told() -> No
         ("input.labels.column", "x", "input.labels: give one of array, column and columns, not array and column"),
         ("input.labels", {"uri": "s3://b/x.parquet"}, "input.labels: a Parquet input needs 'column:'"),
         ("input.labels", {"uri": "s3://b/x.parquet", "columns": []}, "input.labels: columns is empty"),
-        ("input.labels.format", "hudi", "input.labels.format: Input should be 'delta' or 'iceberg' (got 'hudi')"),
+        (
+            "input.labels.format",
+            "hudi",
+            "input.labels.format: Input should be 'delta', 'iceberg' or 'icechunk' (got 'hudi')",
+        ),
         ("input.labels.format", "delta", "input.labels: a table needs 'column:' (or 'columns:' with one per class)"),
         ("input.labels", {"uri": "x", "format": "delta"}, "input.labels: a table needs 'column:'"),
-        ("input.labels.version", 3, "input.labels: version is that of a table: add 'format: delta'"),
+        ("input.labels.version", 3, "input.labels: version is that of a table or repository: add 'format: delta'"),
         (
             "input.labels",
             {"uri": "x", "format": "delta", "column": "c", "catalog": "prod"},
@@ -171,7 +175,7 @@ def test_a_secret_that_stands_in_a_configuration_is_refused_and_not_told() -> No
         (
             "input.labels",
             {"uri": "x", "format": "delta", "column": "c", "version": -1},
-            "input.labels.version: Input should be greater than or equal to 0 (got -1)",
+            "input.labels: version of a table is a number, not -1",
         ),
         ("output", {"uri": "x", "format": "iceberg"}, "output: format: iceberg needs 'catalog:' and 'table:'"),
         ("output", {"uri": "x", "format": "delta", "table": "a.b"}, "output: table is that of format: iceberg"),

@@ -168,7 +168,7 @@ def test_a_run_whose_snapshot_is_gone_can_only_be_discarded(place: Place, client
     commit(repository, put("pred_probs", slice(0, 30), 0.25))
     repository.expire_snapshots(older_than=expired)
     repository.garbage_collect(expired)
-    with pytest.raises(OutdatedRun, match=r"a snapshot that is gone.*Add --fresh"):
+    with pytest.raises(OutdatedRun, match=r"a version that is no longer there: .*Add --fresh"):
         audit.run()
     audit.run(fresh=True)
 
@@ -302,7 +302,7 @@ def test_what_is_not_there_is_told_before_anything_runs(place: Place, client: Cl
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"format": "icechunk", "column": "label"}, "format icechunk has arrays: give array, not column"),
+        ({"format": "icechunk", "column": "label"}, "an Icechunk repository has arrays: give 'array:', not column"),
         ({"version": "main", "array": "labels"}, "version is that of a table or repository"),
         ({"format": "icechunks", "array": "labels"}, "input.labels.format"),
     ],
@@ -315,5 +315,5 @@ def test_settings_that_do_not_go_together_are_refused(settings: Any, told: str) 
 
 def test_the_schema_explains_the_settings() -> None:
     fields = config_schema()["$defs"]["InputConfig"]["properties"]
-    assert "icechunk" in fields["format"]["description"]
+    assert "Icechunk" in fields["format"]["description"]
     assert "Icechunk: a branch, a tag, or the" in fields["version"]["description"]

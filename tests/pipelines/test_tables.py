@@ -184,9 +184,7 @@ def test_a_commit_without_rows_reads_nothing(place: Place, client: Client) -> No
     audit = audit_of_lake(place, client, lake, ALONE)
     audit.run()
     lake.open().alter.set_table_properties({"delta.logRetentionDuration": "interval 30 days"})
-    audit.run()
-    assert read_by(audit, "v000002") == {"score": 0}
-    assert_as_from_scratch(audit, "v000002")
+    assert audit.run().unchanged
 
 
 @both_kinds

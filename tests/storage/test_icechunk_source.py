@@ -25,7 +25,7 @@ from tests.stores import Place
 from tests.strategies import multiclass_data
 
 ROWS, CHUNK = 20, 5
-BOUNDS = range(0, ROWS + 1, CHUNK)
+BOUNDS = np.arange(0, ROWS + 1, CHUNK)
 ALL = (slice(None),)
 LABELS, PRED_PROBS = multiclass_data(ROWS, 3, seed=2)
 
@@ -44,7 +44,7 @@ def open_array(
 
 def changed_regions(before: ZarrSource, after: ZarrSource) -> list[int]:
     then, now = before.fingerprint(BOUNDS).regions, after.fingerprint(BOUNDS).regions
-    return [number for number, (a, b) in enumerate(zip(then, now, strict=True)) if a != b]
+    return [number for number, (a, b) in enumerate(zip(then, now, strict=True)) if (a != b).any()]
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_what_expired_commits_wrote_counts_as_changed_once(place: Place) -> None
     after = open_array(place)
     assert changed_regions(before, after) == [0, 1, 2, 3]
     commit(icechunk.Repository.open(storage_of(place, "repository")), put("train/pred_probs", 0, 0.2))
-    assert open_array(place, ref=kept).fingerprint(BOUNDS) == after.fingerprint(BOUNDS)
+    assert changed_regions(open_array(place, ref=kept), after) == []
     assert changed_regions(after, open_array(place)) == [0]
     renewed = open_array(place)
     expired = datetime.now(UTC)
@@ -152,9 +152,9 @@ def test_no_chunk_is_read_to_tell_what_has_changed(s3: Place) -> None:
     assert s3.options.endpoint_url is not None
     with faulty_proxy(s3.options.endpoint_url, no_chunks) as proxy:
         reached = Place(s3.root, StorageOptions(endpoint_url=proxy.url, region=s3.options.region))
-        found = open_array(reached, "large").fingerprint(range(0, 9, 2))
+        found = open_array(reached, "large").fingerprint(np.arange(0, 9, 2))
         assert proxy.faults.total() == 0
-    assert (found.objects, len(set(found.regions))) == (5, 4), "four chunks and the metadata"
+    assert (found.objects, len(np.unique(found.regions, axis=0))) == (5, 4), "four chunks and the metadata"
 
 
 @pytest.mark.parametrize("part", ["/manifests/", "/transactions/", "/chunks/", "/snapshots/"])
