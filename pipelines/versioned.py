@@ -59,11 +59,11 @@ def _open_snapshots(config: AuditConfig, versions: Versions) -> dict[str, Snapsh
     snapshots = {}
     for name, settings in config.input.items():
         if settings.format == "icechunk":
-            wanted = settings.version if settings.version is not None else DEFAULT_REF
-            asked = Location.parse(settings.uri, config.storage), str(versions.get(name, wanted))
-            if asked not in found:
+            location = Location.parse(settings.uri, config.storage)
+            asked = location, str(DEFAULT_REF if settings.version is None else settings.version)
+            if name not in versions and asked not in found:
                 found[asked] = Snapshot.open(*asked)
-            snapshots[name] = found[asked]
+            snapshots[name] = Snapshot(location, str(versions[name])) if name in versions else found[asked]
     return snapshots
 
 

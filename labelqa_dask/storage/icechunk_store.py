@@ -7,13 +7,15 @@ is read to find out what has changed. Icechunk is imported here alone, and only 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
@@ -30,9 +32,10 @@ DEFAULT_REF = "main"
 REFERENCE_BYTES = 128 + 512
 
 _COMMITS_AHEAD = 8
-_CACHED_CHANGES = 1_000_000
+_COMMITS_KNOWN = 1 << 14
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0
 _NO_REPOSITORY = "the repository doesn't exist"
+_NONE_HERE = "Check the URI, or leave out format: icechunk; repositories that only Icechunk 2 reads are not read."
 _NO_SNAPSHOT = ("snapshot not found", "invalid snapshot id")
 # What is said of an answer that began and was cut off; that of a chunk is asked for again by Icechunk itself.
 _CUT_OFF = "I/O error"
@@ -62,7 +65,7 @@ class Snapshot:
         if not location.is_folder():
             what = "is not an Icechunk repository" if location.exists() else "does not exist"
             raise StorageError(what, str(location), "Check the URI.")
-        for known in (_repository, _session):  # commits may have been expired since
+        for known in (_repository, _session, _ancestry):  # commits may have been expired since
             known.cache_clear()
         with _errors_at(location):
             repository = _repository(location)
@@ -142,36 +145,29 @@ class Snapshot:
         any more: what they wrote is known by the oldest one left, so that it counts as changed once others expire.
         """
         written: dict[tuple[int, ...] | None, str] = {}
-        oldest = self.id
-        commits = pairwise(each.id for each in _repository(self.location).ancestry(snapshot_id=self.id))
-        for oldest, changes in map_ahead(partial(self._changes, array), commits, _COMMITS_AHEAD):
-            for chunk in changes.chunks:
-                written.setdefault(chunk, oldest)
-            if changes.metadata:
+        oldest, path = self.id, f"/{array}"
+
+        def look_up(pair: tuple[str, str]) -> tuple[str, _Commit]:
+            return pair[0], self.attempt(array, lambda: _commit(self.location, *pair))
+
+        for oldest, commit in map_ahead(look_up, pairwise(_ancestry(self)), _COMMITS_AHEAD):
+            if path in commit.chunks:
+                for chunk in commit.chunks[path].tolist():
+                    written.setdefault(tuple(chunk), oldest)
+            if path in commit.made | commit.updated:
                 written.setdefault(None, oldest)
-            if changes.begins:
+            if path in commit.made:
                 break
         return written, f"before {oldest}"
 
-    def _changes(self, array: str, commits: tuple[str, str]) -> tuple[str, _Changes]:
-        """What a commit has done to an array, given its id and that of the one before."""
-        newer, older = commits
-        repository, path = _repository(self.location), f"/{array}"
-        diff = self.attempt(array, lambda: repository.diff(from_snapshot_id=older, to_snapshot_id=newer))
-        made = path in diff.new_arrays
-        # From version 2 on, arrays and groups can be renamed; then their chunks are written under another name before.
-        moved = any(f"{path}/".startswith(f"{to.rstrip('/')}/") for _, to in getattr(diff, "moved_nodes", ()))
-        chunks = tuple(map(tuple, diff.updated_chunks.get(path, ())))
-        return newer, _Changes(chunks, made or moved or path in diff.updated_arrays, made or moved)
-
 
 @dataclass(frozen=True)
-class _Changes:
-    """What a commit has done to an array: chunks written, whether the metadata were, and whether it begins there."""
+class _Commit:
+    """What a commit has done: chunks written (n, dimensions) by array, arrays made, arrays whose metadata changed."""
 
-    chunks: tuple[tuple[int, ...], ...]
-    metadata: bool
-    begins: bool
+    chunks: Mapping[str, NDArray[np.int64]]
+    made: frozenset[str]
+    updated: frozenset[str]
 
 
 async def _chunks_of(session: icechunk.Session, array: str) -> list[tuple[int, ...]]:
@@ -198,7 +194,7 @@ def _explained(text: str, place: str) -> StorageError:
     first = lines[0].strip(" x")
     causes = [line.partition("->")[2].strip() for line in lines if line.lstrip().startswith(("|->", "`->"))]
     if _NO_REPOSITORY in first:
-        return StorageError("is not an Icechunk repository", place, "Check the URI, or leave out format: icechunk.")
+        return StorageError("is not an Icechunk repository", place, _NONE_HERE)
     if any(sign in first for sign in _NO_SNAPSHOT):
         return MissingObject("the snapshot does not exist (any more)", place, "Run again with --fresh.")
     if _VIRTUAL in first:
@@ -225,7 +221,6 @@ def _repository(location: Location) -> icechunk.Repository:
     ice.set_logs_filter("error")  # it warns of concurrent commits to a disk, and nothing is committed here
     retry_seconds = location.options.retry_seconds
     config = ice.RepositoryConfig(
-        caching=ice.CachingConfig(num_transaction_changes=_CACHED_CHANGES),
         storage=ice.StorageSettings(
             # Parts of a chunk that are fetched side by side are held a second time where they are put together.
             concurrency=ice.StorageConcurrencySettings(
@@ -275,3 +270,17 @@ def _storage(location: Location) -> icechunk.Storage:
 @lru_cache(maxsize=16)
 def _session(snapshot: Snapshot) -> icechunk.Session:
     return _repository(snapshot.location).readonly_session(snapshot_id=snapshot.id)
+
+
+@lru_cache(maxsize=16)
+def _ancestry(snapshot: Snapshot) -> tuple[str, ...]:
+    """Ids of a snapshot and of those before it, newest first."""
+    return tuple(each.id for each in _repository(snapshot.location).ancestry(snapshot_id=snapshot.id))
+
+
+@lru_cache(maxsize=_COMMITS_KNOWN)
+def _commit(location: Location, newer: str, older: str) -> _Commit:
+    """What the commit has done that leads from one snapshot to the next; looked up once for all arrays."""
+    diff = _repository(location).diff(from_snapshot_id=older, to_snapshot_id=newer)
+    chunks = {path: np.array(written, np.int64) for path, written in diff.updated_chunks.items()}
+    return _Commit(chunks, frozenset(diff.new_arrays), frozenset(diff.updated_arrays))

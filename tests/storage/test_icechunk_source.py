@@ -157,6 +157,26 @@ def test_no_chunk_is_read_to_tell_what_has_changed(s3: Place) -> None:
     assert (found.objects, len(np.unique(found.regions, axis=0))) == (5, 4), "four chunks and the metadata"
 
 
+def test_commits_are_looked_up_once_for_all_arrays(s3: Place) -> None:
+    repository = repository_on(s3)
+    for row in range(3):
+        commit(repository, put("labels", row, 1))
+    asked = []
+
+    def note(method: str, path: str, before: int) -> Fault | None:
+        if "/transactions/" in path:
+            asked.append(path)
+        return None
+
+    assert s3.options.endpoint_url is not None
+    with faulty_proxy(s3.options.endpoint_url, note) as proxy:
+        reached = Place(s3.root, StorageOptions(endpoint_url=proxy.url, region=s3.options.region))
+        for source in [open_array(reached), open_array(reached, "labels")]:
+            source.fingerprint(BOUNDS)
+            source.fingerprint(BOUNDS)
+    assert len(asked) == len(set(asked)) == 4
+
+
 @pytest.mark.parametrize("part", ["/manifests/", "/transactions/", "/chunks/", "/snapshots/"])
 def test_answers_that_are_cut_off_are_asked_for_again(part: str, s3: Place) -> None:
     commit(create_repository(s3), store({"large": np.random.default_rng(1).random((8, 400))}, 2))
