@@ -173,7 +173,7 @@ def test_commits_long_before_an_array_was_made_are_not_looked_up(s3: Place) -> N
 
 
 def commits_asked_for(place: Place, *names: str) -> int:
-    """How many requests are made for the records of commits to tell of arrays, one after the other, what has changed."""
+    """How many requests are made for the records of commits to tell of arrays, in turn, what has changed."""
     asked = []
 
     def note(method: str, path: str, before: int) -> Fault | None:
