@@ -1,7 +1,7 @@
 """Print the tables: `python -m benchmarks [TABLE]`, or all of them.
 
-The tables are `in_memory`, `end_to_end [GB]`, `crowd [ANNOTATIONS]`, `regression [ROWS]`, `memory [MB [TASK ...]]` and
-`flat [GB ...]`.
+The tables are `in_memory`, `end_to_end [GB]`, `crowd [ANNOTATIONS]`, `regression [ROWS]`, `memory [MB [TASK ...]]`,
+`flat [GB ...]`, `million [REGIONS ...]` and `sizing [MB [TASK ...]]`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rich.console import Console
 
 def main(arguments: list[str]) -> None:
     """Run what is asked for, or everything."""
-    from benchmarks import crowd, end_to_end, in_memory, memory, regression
+    from benchmarks import crowd, end_to_end, in_memory, memory, million, regression, sizing
 
     console = Console(width=140)
     if not arguments or arguments[0] == "in_memory":
@@ -29,6 +29,12 @@ def main(arguments: list[str]) -> None:
         console.print(memory.table(*map(float, arguments[1:2]), *arguments[2:]))
     if not arguments or arguments[0] == "flat":
         console.print(memory.flat(*map(float, arguments[1:])))
+    if not arguments or arguments[0] == "million":
+        console.print(million.planned())
+        console.print(million.driven(*map(int, arguments[1:])))
+        console.print(million.modelled())
+    if not arguments or arguments[0] == "sizing":
+        console.print(sizing.table(*map(float, arguments[1:2]), *arguments[2:]))
 
 
 if __name__ == "__main__":

@@ -7,18 +7,22 @@ those of any audit, so what is measured is what they add to each region.
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import zarr
+from dask.utils import format_bytes
 from distributed import Client, SubprocessCluster
 from numpy.typing import NDArray
+from rich.table import Table
 
 from benchmarks.crowd import cpu_seconds
 from benchmarks.end_to_end import peak_bytes
@@ -38,8 +42,10 @@ from pipelines.plan import Plan, Resources, make_plan
 from pipelines.regions import Progress, make_job
 
 CLASSES, HEIGHT, WIDTH = 19, 1024, 2048
-CORE_SECONDS = 0.5
-"""What an image of this size takes a core at least: read from a cache and scored by softmin (docs/sizing.md)."""
+IMAGES_PER_REGION = 4
+"""As a million such images are laid out."""
+CORE_SECONDS = 0.7
+"""What softmin takes a core for an image, as `python -m benchmarks sizing` measures it."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +245,7 @@ class Driven:
     grown: int
 
 
-def drive(images: int, region_rows: int | None, workers: int, threads: int, store: Store) -> Driven:
+def drive(images: int, workers: int, threads: int, store: Store) -> Driven:
     """Audit free images on a cluster whose scheduler and workers are processes of their own."""
     install()
     folder = Path(tempfile.mkdtemp(prefix="labelqa-bench-"))
@@ -274,8 +280,8 @@ def drive(images: int, region_rows: int | None, workers: int, threads: int, stor
                 return result
 
             for warm in (True, False):
-                write_metadata(folder, 100 * workers * threads if warm else images)
-                config = config_for(folder, region_rows or 2)
+                write_metadata(folder, 2 * IMAGES_PER_REGION * workers * threads if warm else images)
+                config = config_for(folder, IMAGES_PER_REGION)
                 plan = free(make_plan(config, Resources(workers, threads, 1 << 40)), store)
                 before = peak_bytes()
                 run_audit(plan, client, listen, fresh=True, call=timed)
@@ -283,3 +289,79 @@ def drive(images: int, region_rows: int | None, workers: int, threads: int, stor
     finally:
         shutil.rmtree(folder)
     return Driven(len(plan.layout.regions), workers * threads, seconds, cpu, futures, grown)
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function in a process of its own, whose memory is that of nothing else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def planned() -> Table:
+    """What a client takes to plan up to ten million regions, and to find each of them in the version before."""
+    result = Table(
+        *("planned", "regions", "plan", "look up", "write down", "compare", "client's peak", "bytes/region", "µs/job"),
+        title=f"planned, not run: images of {WIDTH} × {HEIGHT} × {CLASSES}",
+    )
+    for images, region_rows in ((1_000_000, None), (1_000_000, 1), (10_000_000, 1), (100_000_000, None)):
+        found: Planned = alone(plan_only, images, region_rows)
+        cut = "by default" if region_rows is None else f"of {region_rows}"
+        steps = (f"{found.seconds[name]:.2f} s" for name in ("plan", "look up", "record", "compare"))
+        result.add_row(
+            f"{images:,} images, regions {cut}",
+            f"{found.regions:,}",
+            *steps,
+            format_bytes(found.grown),
+            f"{found.grown / found.regions:.0f}",
+            f"{found.seconds['1,000 jobs'] * 1e3:.0f}",
+        )
+    return result
+
+
+def driven(*regions: int) -> Table:
+    """Overhead of each region, by processor time, which others on the machine disturb less, and what follows."""
+    result = Table(
+        *("regions", "threads", "regions/s", "client ms", "scheduler ms", "workers ms", "merging ms", "most futures"),
+        *("client grew", "regions/s of a scheduler", "cores"),
+        title="driven: for each region, in processor time; merging is of receipts, on the workers",
+    )
+    for count in regions or (2_000, 8_000):
+        for threads in (4, 64):
+            found: Driven = alone(drive, count * IMAGES_PER_REGION, 2, threads, Store())
+            client, scheduler, workers = (seconds / found.regions for seconds in found.cpu["score"])
+            rate = 1 / max(client, scheduler)
+            result.add_row(
+                f"{found.regions:,}",
+                f"{found.threads}",
+                f"{found.regions / found.seconds['score']:.0f}",
+                *(f"{1e3 * each:.2f}" for each in (client, scheduler, workers)),
+                f"{1e3 * found.cpu['select'][2] / found.regions:.2f}",
+                f"{found.in_flight}",
+                format_bytes(found.grown),
+                f"{rate:.0f}",
+                f"{rate * IMAGES_PER_REGION * CORE_SECONDS:,.0f}",
+            )
+    result.caption = (
+        f"The scheduler, or the client, is the limit from so many cores on, with {IMAGES_PER_REGION} images in a "
+        f"region and {CORE_SECONDS} s of a core for each; here all processes share this machine's cores."
+    )
+    return result
+
+
+def modelled() -> Table:
+    """Images from a store with latency and a bandwidth for each reader: threads against what they could do."""
+    store = Store(latency=0.05, bandwidth=1e9)
+    nbytes = HEIGHT * WIDTH * (1 + 4 * CLASSES)
+    ideal = IMAGES_PER_REGION * (2 * store.latency + nbytes / store.bandwidth)
+    result = Table(
+        *("threads", "regions", "regions/s", "of the ideal", "most futures"),
+        title=f"driven from a store of {store.latency * 1e3:.0f} ms and {store.bandwidth / 1e6:.0f} MB/s for each",
+    )
+    for threads in (8, 32, 128):
+        count = 10 * threads
+        found: Driven = alone(drive, count * IMAGES_PER_REGION, 2, threads // 2, store)
+        rate = found.regions / found.seconds["score"]
+        share = rate * ideal / threads
+        result.add_row(f"{threads}", f"{found.regions:,}", f"{rate:.1f}", f"{share:.0%}", f"{found.in_flight}")
+    result.caption = f"ideal: {ideal:.1f} s for each region and thread"
+    return result
