@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +51,7 @@ class Merged:
 
 @dataclass(frozen=True)
 class _Part:
-    """Consecutive regions whose receipts one worker reads."""
+    """Regions whose receipts one worker reads."""
 
     number: int
     names: tuple[str, ...]
@@ -67,26 +67,29 @@ def merge_receipts(plan: Plan, version: Version, basis: str, client: Client) -> 
     """Merge the receipts that rest on a basis: those of a part in order, and parts by a tree over their numbers."""
     regions = plan.layout.regions
     merged: MergedInOrder[Merged] = MergedInOrder(-(-len(regions) // _AT_ONCE))
-    for part, found in in_flight(client, _merge, _parts(regions, version, basis), plan.worker_bytes):
+    every = _parts(regions, range(len(regions)), version, basis)
+    for part, found in in_flight(client, _merge, every, plan.worker_bytes):
         merged.add(part.number, found)
     return merged.total or Merged()
 
 
 def receipted(plan: Plan, version: Version, basis: str, client: Client) -> NDArray[np.bool_]:
-    """Which regions (n,) have a receipt that rests on a basis."""
+    """Which regions (n,) have a receipt that rests on a basis: receipts are listed once, and those there are read."""
     regions = plan.layout.regions
     found = np.zeros(len(regions), np.bool_)
-    if (version.run / "done").exists():
-        parts = _parts(regions, version, basis)
-        for part, marks in in_flight(client, _are_there, parts, plan.worker_bytes):
-            found[part.number * _AT_ONCE :][: len(marks)] = marks
+    for name in version.receipted():
+        found[int(name)] = True
+    listed = np.flatnonzero(found)
+    for part, marks in in_flight(client, _are_there, _parts(regions, listed, version, basis), plan.worker_bytes):
+        found[listed[part.number * _AT_ONCE :][: len(marks)]] = marks
     return found
 
 
-def _parts(regions: Regions, version: Version, basis: str) -> Iterator[_Part]:
-    for number, start in enumerate(range(0, len(regions), _AT_ONCE)):
-        stop = min(start + _AT_ONCE, len(regions))
-        yield _Part(number, tuple(regions[i].name for i in range(start, stop)), version, basis)
+def _parts(
+    regions: Regions, numbers: Sequence[int] | NDArray[np.intp], version: Version, basis: str
+) -> Iterator[_Part]:
+    for number, start in enumerate(range(0, len(numbers), _AT_ONCE)):
+        yield _Part(number, tuple(regions[int(i)].name for i in numbers[start : start + _AT_ONCE]), version, basis)
 
 
 def _merge(part: _Part) -> Merged:

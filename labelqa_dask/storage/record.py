@@ -159,6 +159,10 @@ class Version:
         content = self.run.read_if_exists(f"done/{region}.json")
         return None if content is None else Receipt.from_json(content)
 
+    def receipted(self) -> Iterator[str]:
+        """The regions that have a receipt, valid or not."""
+        return (entry.path.removesuffix(".json") for entry in (self.run / "done").entries())
+
     def receipts(self, regions: Iterable[str], basis: str) -> Iterator[Receipt | None]:
         """The valid receipt of each region in turn, None where none rests on a basis; few are held at a time."""
         for receipt in map_ahead(self.receipt, regions, _READ_AHEAD):
