@@ -8,14 +8,13 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from labelqa_dask.core.errors import InvalidConfig, nearest
-from labelqa_dask.core.settings import Settings as _Settings
-from labelqa_dask.core.settings import explain
+from labelqa_dask.core.settings import Settings, explain
 from labelqa_dask.core.task import Task, get_task, task_names
 from labelqa_dask.storage.location import StorageOptions
 from pipelines.clusters import AnyCluster, LocalCluster, with_its_kind
 
 
-class InputConfig(_Settings):
+class InputConfig(Settings):
     """A stored array: a Zarr array by its name in a group, or columns of Parquet files or of a table."""
 
     uri: str
@@ -73,7 +72,7 @@ class InputConfig(_Settings):
         return self.format in ("delta", "iceberg")
 
 
-class OutputConfig(_Settings):
+class OutputConfig(Settings):
     """Where scores go."""
 
     uri: str
@@ -104,7 +103,7 @@ class OutputConfig(_Settings):
         return self.format in ("delta", "iceberg")
 
 
-class RefreshConfig(_Settings):
+class RefreshConfig(Settings):
     """What a new version of an output takes from the one before, where the data of a region have not changed."""
 
     statistics: Literal["exact", "frozen"] = "exact"
@@ -112,14 +111,14 @@ class RefreshConfig(_Settings):
     run from scratch. frozen: those of the version before; only new and changed regions are scored."""
 
 
-class SelectConfig(_Settings):
+class SelectConfig(Settings):
     """Which examples are listed."""
 
     worst: int = Field(default=1000, ge=1, le=100_000)
     """Length of the list of the worst examples."""
 
 
-class Bounds(_Settings):
+class Bounds(Settings):
     """The least and the most that a number may be; one of them is enough."""
 
     min: float | None = Field(default=None, allow_inf_nan=False)
@@ -138,7 +137,7 @@ EACH = "each"
 """Stands for every class, or every annotator."""
 
 
-class ExpectConfig(_Settings):
+class ExpectConfig(Settings):
     """What the results must be; where they are not, the run fails after publishing them, with exit status 4."""
 
     mean_score: Bounds | None = None
@@ -197,7 +196,7 @@ def _why_not(what: str, does: str, task: Task[Any], params: Any) -> str | None:
     return f"does not {does} without params.{name}: {shown}"
 
 
-class WorkConfig(_Settings):
+class WorkConfig(Settings):
     """What runs the work, and how storage is reached."""
 
     cluster: AnyCluster = LocalCluster()
