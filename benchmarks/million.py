@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import dask
 import numpy as np
 import zarr
 from dask.utils import format_bytes
@@ -26,6 +27,7 @@ from rich.table import Table
 
 from benchmarks.crowd import cpu_seconds
 from benchmarks.end_to_end import peak_bytes
+from flows.cluster import FEW_MESSAGES
 from labelqa_dask import segmentation
 from labelqa_dask.core.class_scores import ClassScores
 from labelqa_dask.core.kernels import Array
@@ -44,7 +46,7 @@ from pipelines.regions import Progress, make_job
 CLASSES, HEIGHT, WIDTH = 19, 1024, 2048
 IMAGES_PER_REGION = 4
 """As a million such images are laid out."""
-CORE_SECONDS = 0.7
+CORE_SECONDS = 0.43
 """What softmin takes a core for an image, as `python -m benchmarks sizing` measures it."""
 
 
@@ -254,6 +256,7 @@ def drive(images: int, workers: int, threads: int, store: Store) -> Driven:
     cpu: dict[str, tuple[float, float, float]] = {}
     try:
         with (
+            dask.config.set(FEW_MESSAGES),
             SubprocessCluster(
                 n_workers=workers,
                 worker_kwargs={"nthreads": threads, "dashboard": False},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import tracemalloc
 
 import pytest
 from distributed import LocalCluster
@@ -11,6 +13,7 @@ from flows.cluster import open_cluster, resources_of
 from labelqa_dask.core.errors import InvalidConfig
 from pipelines.config import parse_config
 from pipelines.plan import Resources
+from pipelines.regions import in_flight
 
 GIB = 1 << 30
 
@@ -49,6 +52,26 @@ def test_an_address_where_nobody_answers_is_refused(monkeypatch):
     monkeypatch.setattr("flows.cluster._CONNECT_SECONDS", 0.2)
     with pytest.raises(InvalidConfig, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers there"):
         resources_of(config({"kind": "address", "address": "tcp://127.0.0.1:9"}))
+
+
+def test_a_client_keeps_nothing_of_what_it_has_sent():
+    """Dask keeps the last thousand messages, each with the jobs that it brought."""
+    settings = config({"workers": 1, "threads_per_worker": 4, "memory_limit": "1GiB"})
+
+    def drive(items):
+        return sum(len(result) for _, result in in_flight(client, str, (f"{i:020000d}" for i in range(items)), 0))
+
+    with open_cluster(settings) as client:
+        drive(50)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            assert drive(500) == 500 * 20_000
+            gc.collect()
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert held < 3_000_000, "of the ten million bytes that were sent"
 
 
 def levels():
