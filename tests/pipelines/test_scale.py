@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
-import tracemalloc
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,125 +17,46 @@ import zarr
 from distributed import Client
 
 from labelqa_dask.core.errors import RunFailed
-from labelqa_dask.storage.location import Location
-from labelqa_dask.storage.record import Version
 from pipelines import receipts
 from pipelines.bad_data import BadRegions
-from pipelines.config import parse_config
-from pipelines.estimate import regions_of
-from pipelines.lineage import Lineage, descended
-from pipelines.plan import Plan, Resources, make_plan
-from pipelines.regions import in_flight, make_job
+from pipelines.plan import Resources, make_plan
+from pipelines.regions import in_flight
 from pipelines.select import select
+from tests.pipelines import many
 from tests.pipelines.audits import Audit, on_disk
+from tests.pipelines.many import FEW, MANY, WALKED, begin, calls_of, images, planned
 
-FEW, MANY = 30_000, 300_000
 MOST_BYTES_OF_A_REGION = 100
 # What a call allocates whatever the number of regions, and the granules of arrays.
 SLACK = 1 << 20
+Found = dict[str, list[tuple[int, int, int]]]
 
 
-def images(folder: Path, n: int) -> dict[str, Any]:
-    """Settings of an audit of n images, each a region; of the arrays only metadata exist."""
-    group = zarr.open_group(str(folder / f"{n}.zarr"), mode="w")
-    group.create_array("labels", shape=(n, 64, 64), chunks=(1, 64, 64), dtype="u1")
-    group.create_array("pred_probs", shape=(n, 3, 64, 64), chunks=(1, 3, 64, 64), dtype="f4")
-    return {
-        "task": "segmentation",
-        "params": {"method": "num_pixel_issues"},
-        "input": {name: {"uri": f"{folder}/{n}.zarr", "array": name} for name in ("labels", "pred_probs")},
-        "output": {"uri": f"{folder}/out-{n}", "region_rows": 1},
-    }
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """Most bytes, bytes of the result and calls of each step, for few and for many regions."""
+    command = [sys.executable, many.__file__, str(tmp_path_factory.mktemp("many"))]
+    told: Found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return told
 
 
-def planned(settings: dict[str, Any]) -> Plan:
-    return make_plan(parse_config(settings), Resources(2, 1, 4 << 30))
-
-
-def begin(plan: Plan) -> tuple[Plan, list[Version]]:
-    """Write down two versions as a run begins them, and find in the first what the second may take from it."""
-    inputs, contents = plan.look_up()
-    out = Location.parse(plan.config.output.uri)
-    versions = [Version(out, "v000001"), Version(out, "v000002")]
-    previous: Version | None = None
-    for version in versions:
-        manifest = descended(plan.manifest(inputs), previous, freeze=False)
-        version.write_contents(contents, manifest["digest"])
-        version.write_manifest(manifest)
-        previous = version
-    return replace(plan, lineage=Lineage.of(versions[1], manifest, contents)), versions
-
-
-def walk(plan: Plan, version: Version) -> int:
-    """Make the job of every region of each pass and of the scores, as they are sent, and forget it."""
-    bad = BadRegions(plan, version, "digest")
-    steps = plan.task.passes(plan.params)
-    regions = plan.layout.regions
-    numbers = [*(regions_of(step, range(regions.rows), regions) for step in steps), range(len(regions))]
-    kept = regions.marked(version.partials("none"))
-    count = 0
-    for number in (i for each in numbers for i in each):
-        region = regions[number]
-        key, former = plan.descent.score_key(region, "", False), plan.descent.former(region)
-        make_job(plan, version, "digest", bad.basis, region, key, former, bool(kept[number]))
-        count += 1
-    return count
-
-
-def traced(function: Callable[[], Any]) -> tuple[int, int]:
-    """Bytes that a call held at most, and that its result holds, beyond what was held before."""
-    tracemalloc.start()
-    try:
-        result = function()
-        held, peak = tracemalloc.get_traced_memory()
-        del result
-        return peak, held
-    finally:
-        tracemalloc.stop()
-
-
-def calls_of(function: Callable[[], Any]) -> int:
-    """How many functions a call calls, written in Python or C."""
-    count = 0
-
-    def note(frame: Any, event: str, argument: Any) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(note)
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-    return count
-
-
-def test_a_plan_takes_as_much_memory_and_as_many_steps_however_many_regions_it_has(tmp_path: Path) -> None:
-    few, many = (images(tmp_path, n) for n in (FEW, MANY))
-    planned(few)  # what is imported and cached by the first
-    (small, _), (large, _) = (traced(lambda settings=settings: planned(settings)) for settings in (few, many))
+def test_a_plan_takes_as_much_memory_and_as_many_steps_however_many_regions_it_has(found: Found) -> None:
+    (small, _, few), (large, _, lots) = found["plan"]
     assert large < small + SLACK
-    assert calls_of(lambda: planned(many)) < 1.2 * calls_of(lambda: planned(few))
-    assert len(planned(many).layout.regions) == MANY
+    assert lots < 1.2 * few
 
 
-def test_what_is_known_of_a_region_takes_some_tens_of_bytes(tmp_path: Path) -> None:
-    plans = [planned(images(tmp_path, n)) for n in (FEW, MANY)]
-    begin(plans[0])
-    (small, _), (large, held) = (traced(lambda plan=plan: begin(plan)) for plan in plans)
+def test_what_is_known_of_a_region_takes_some_tens_of_bytes(found: Found) -> None:
+    (small, _, few), (large, held, lots) = found["begin"]
     assert (large - small) / (MANY - FEW) < MOST_BYTES_OF_A_REGION
     assert held / MANY < 40, "a digest, and the number in the version before"
-    few, many = (calls_of(lambda plan=plan: begin(plan)) for plan in plans)
-    assert many < 1.2 * few, "arrays are worked on as such"
+    assert lots < 1.2 * few, "arrays are worked on as such"
 
 
-def test_regions_are_made_one_at_a_time(tmp_path: Path) -> None:
-    begun = [begin(planned(images(tmp_path, n))) for n in (100, 2000)]
-    walk(begun[0][0], begun[0][1][1])
-    peaks = [traced(lambda plan=plan, version=versions[1]: walk(plan, version))[0] for plan, versions in begun]
-    assert peaks[1] < peaks[0] + 64 * 2000
-    few, many = (calls_of(lambda plan=plan, version=versions[1]: walk(plan, version)) for plan, versions in begun)
-    assert many < 20 * few
+def test_regions_are_made_one_at_a_time(found: Found) -> None:
+    (small, _, few), (large, _, lots) = found["walk"]
+    assert large < small + 64 * WALKED[1]
+    assert lots < 1.1 * few * WALKED[1] / WALKED[0]
 
 
 def test_chunks_are_counted_in_steps_that_grow_with_their_number(tmp_path: Path) -> None:
