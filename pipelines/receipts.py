@@ -76,9 +76,7 @@ def merge_receipts(plan: Plan, version: Version, basis: str, client: Client) -> 
 def receipted(plan: Plan, version: Version, basis: str, client: Client) -> NDArray[np.bool_]:
     """Which regions (n,) have a receipt that rests on a basis: receipts are listed once, and those there are read."""
     regions = plan.layout.regions
-    found = np.zeros(len(regions), np.bool_)
-    for name in version.receipted():
-        found[int(name)] = True
+    found = regions.marked(version.receipted())
     listed = np.flatnonzero(found)
     for part, marks in in_flight(client, _are_there, _parts(regions, listed, version, basis), plan.worker_bytes):
         found[listed[part.number * _AT_ONCE :][: len(marks)]] = marks
