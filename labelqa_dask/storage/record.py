@@ -195,11 +195,11 @@ class Version:
 
     def contents(self, manifest: str) -> Digests | None:
         """What tells of each region of a manifest whether its data have changed, or None where it cannot be read."""
-        found = _load_state(self.run.read_if_exists("regions.npz"), Contents, manifest)
+        found = _load_state(_unsealed(self.run.read_if_exists("regions.npz") or b""), Contents, manifest)
         return None if found is None else found.digests
 
     def write_contents(self, contents: Digests, manifest: str) -> None:
-        self.run.write("regions.npz", _dump_state(Contents(contents), manifest))
+        self.run.write("regions.npz", _sealed(_dump_state(Contents(contents), manifest)))
 
     def partials(self, name: str) -> Iterator[str]:
         """The regions of which a partial state of a pass was written, in no particular order."""
@@ -246,15 +246,19 @@ _SKIPPED_FRAME = b"\x50\x2a\x4d\x18"
 
 
 def _sealed(content: bytes) -> bytes:
-    """Zstandard with a digest of every byte after it, in a frame that decoders skip."""
-    digest = content_digest(content).encode()
-    return content + _SKIPPED_FRAME + len(digest).to_bytes(4, "little") + digest
+    """An archive with a digest of every byte after it, in a frame that decoders of Zstandard skip."""
+    return content + _seal(content)
 
 
 def _unsealed(sealed: bytes) -> bytes | None:
     """What was sealed, or None where any of it has changed."""
-    content = sealed[: -len(_sealed(b""))]
-    return content if sealed and _sealed(content) == sealed else None
+    content = sealed[: -len(_seal(b""))]
+    return content if sealed and sealed[len(content) :] == _seal(content) else None
+
+
+def _seal(content: bytes) -> bytes:
+    digest = content_digest(content).encode()
+    return _SKIPPED_FRAME + len(digest).to_bytes(4, "little") + digest
 
 
 def _dump_state(state: Any, basis: str) -> bytes:

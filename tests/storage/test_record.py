@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
@@ -319,6 +320,18 @@ def test_nothing_is_ever_unpickled(version: Version) -> None:
     np.save(buffer, trapped, allow_pickle=True)
     version.run.write("stats/means.npz", buffer.getvalue())
     assert version.read_state("means", ClassMeans, "x") is None
+
+
+def test_what_tells_of_regions_comes_back_exactly_and_no_flipped_bit_goes_unnoticed(version: Version) -> None:
+    digests = np.random.default_rng(0).integers(0, 256, (3, 16), np.uint8)
+    assert version.contents("x") is None
+    version.write_contents(digests, "x")
+    assert (version.contents("x") == digests).all()  # type: ignore[union-attr]
+    assert version.contents("y") is None
+    content = version.run.read("regions.npz")
+    for damaged in [*(content[:size] for size in range(0, len(content), 31)), *islice(flips(content), 0, None, 11)]:
+        version.run.write("regions.npz", damaged)
+        assert version.contents("x") is None
 
 
 # -- manifests
