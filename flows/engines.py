@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from importlib import import_module
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +17,7 @@ from distributed import Status
 from distributed.deploy.cluster import Cluster
 
 from labelqa_dask.core.errors import InvalidConfig, RunFailed
+from labelqa_dask.core.extras import needed
 from pipelines.clusters import AnyBegunCluster, AnyJobsCluster, CoiledCluster, JobsCluster, KubernetesCluster
 
 # Blocks of some MiB come and go all the time. By default each is mapped anew in pages of 4 KiB, and faulting them in
@@ -60,24 +60,13 @@ def begin(settings: AnyBegunCluster) -> Cluster:
             return _begin_jobs(settings)
         if isinstance(settings, KubernetesCluster):
             return _begin_pods(settings)
-        return _engine("coiled", "coiled").Cluster(**coiled_arguments(settings))
+        return needed("coiled", "coiled", "cluster").Cluster(**coiled_arguments(settings))
     except InvalidConfig:
         raise
     except Exception as error:
         raise RunFailed(
             f"could not be begun ({type(error).__name__}: {error})", "cluster", "Check its settings, then run again."
         ) from error
-
-
-def _engine(module: str, extra: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise InvalidConfig(
-            f"needs a package that is not installed here ({error})",
-            "cluster",
-            f"Install it with: pip install 'labelqa-dask[{extra}]'",
-        ) from None
 
 
 # -- batch systems
@@ -106,7 +95,7 @@ def job_queue(settings: AnyJobsCluster) -> Any:
 
 
 def _queue_class(settings: AnyJobsCluster) -> Any:
-    return getattr(_engine("dask_jobqueue", "jobqueue"), _QUEUES[settings.kind])
+    return getattr(needed("dask_jobqueue", "jobqueue", "cluster"), _QUEUES[settings.kind])
 
 
 def _begin_jobs(settings: AnyJobsCluster) -> Cluster:
@@ -149,7 +138,7 @@ def kubernetes_spec(settings: KubernetesCluster, name: str) -> dict[str, Any]:
     """The DaskCluster resource that the operator makes pods of."""
     memory = str(parse_bytes(settings.memory_limit))
     threads = settings.threads_per_worker
-    spec = _engine("dask_kubernetes.operator", "kubernetes").make_cluster_spec(
+    spec = needed("dask_kubernetes.operator", "kubernetes", "cluster").make_cluster_spec(
         name=name,
         image=settings.image,
         n_workers=settings.workers.minimum,
@@ -171,7 +160,7 @@ def kubernetes_spec(settings: KubernetesCluster, name: str) -> dict[str, Any]:
 
 def _begin_pods(settings: KubernetesCluster) -> Cluster:
     spec = kubernetes_spec(settings, f"labelqa-{uuid4().hex[:10]}")
-    cluster = _engine("dask_kubernetes.operator", "kubernetes").KubeCluster(
+    cluster = needed("dask_kubernetes.operator", "kubernetes", "cluster").KubeCluster(
         custom_cluster_spec=spec, namespace=settings.namespace, quiet=True
     )
     workers = settings.workers

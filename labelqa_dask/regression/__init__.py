@@ -39,13 +39,14 @@ from pydantic import Field, model_validator
 from labelqa_dask.core import public
 from labelqa_dask.core.charts import Chart, Density, Distribution
 from labelqa_dask.core.class_scores import ClassScores
+from labelqa_dask.core.extras import not_installed
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.task import ArraySpec, Block, Params, Pass, Stats, Task
 from labelqa_dask.regression.exact import ExactScores, Points
 from labelqa_dask.regression.field import Field as DistanceField
 from labelqa_dask.regression.field import FieldSettings
 from labelqa_dask.regression.grid import Grid, count_cells
-from labelqa_dask.regression.neighbors import LocalDistances, SampledDistances, Shards, is_installed, not_installed
+from labelqa_dask.regression.neighbors import LocalDistances, SampledDistances, Shards, is_installed
 from labelqa_dask.regression.rows import (
     Rows,
     as_scores,
@@ -94,7 +95,7 @@ class RegressionParams(Params):
         if self.n_neighbors is not None and (self.neighbors != "pynndescent" or "frac_neighbors" in changed):
             raise ValueError("n_neighbors belongs to neighbors pynndescent, in place of frac_neighbors")
         if self.neighbors == "pynndescent" and not is_installed():
-            raise ValueError(str(not_installed()))
+            raise ValueError(str(not_installed("pynndescent", "pynndescent", "neighbors")))
         return self
 
 

@@ -26,7 +26,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from labelqa_dask.core.errors import InvalidConfig
+from labelqa_dask.core.extras import needed
 from labelqa_dask.core.kernels import kernel
 from labelqa_dask.regression.exact import ExactScores, Points, weighted_median
 from labelqa_dask.regression.rows import Floats, Rows, features_per_unit, scale_of, scores_of_distances
@@ -100,20 +100,12 @@ class Index:
 
     @cached_property
     def _built(self) -> Any:
-        try:
-            from pynndescent import NNDescent
-        except ImportError as error:
-            raise not_installed() from error
+        pynndescent = needed("pynndescent", "pynndescent", "neighbors")
         places = np.stack([self._x, self._y], axis=1).astype(np.float32)
         with warnings.catch_warnings():
             # What was not found shows in the recall, and is searched for among all.
             warnings.filterwarnings("ignore", message="Failed to correctly find n_neighbors")
-            return NNDescent(places, n_neighbors=self._k, random_state=0)
-
-
-def not_installed() -> InvalidConfig:
-    """That pynndescent is missing."""
-    return InvalidConfig("needs pynndescent", "neighbors", "Install it: pip install 'labelqa-dask[pynndescent]'.")
+            return pynndescent.NNDescent(places, n_neighbors=self._k, random_state=0)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError
+from labelqa_dask.core.extras import needed
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.parquet_source import ParquetFiles
-from labelqa_dask.storage.tables import APP, Part, needed
+from labelqa_dask.storage.tables import APP, Part
 
 # VACUUM deletes old files that the log does not name, such as our summaries and reports.
 _KEEP = {"delta.deletedFileRetentionDuration": "interval 5200 weeks"}

@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, LabelQAError, StorageError
+from labelqa_dask.core.extras import needed
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.parquet_source import ParquetFiles
-from labelqa_dask.storage.tables import APP, Part, needed
+from labelqa_dask.storage.tables import APP, Part
 
 _NUMBER, _OUTPUT = f"{APP}.version", f"{APP}.output"
 _NAME_MAPPING = "schema.name-mapping.default"

@@ -20,6 +20,7 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from labelqa_dask.core.errors import InvalidConfig, StorageError, nearest
+from labelqa_dask.core.extras import needed
 from labelqa_dask.storage.location import CutOff, Entry, Location, MissingObject, map_ahead
 
 if TYPE_CHECKING:
@@ -206,13 +207,7 @@ def _explained(text: str, place: str) -> StorageError:
 
 
 def _icechunk(place: Location) -> Any:
-    try:
-        import icechunk
-    except ImportError:
-        raise InvalidConfig(
-            "is read by icechunk, which is not installed", str(place), "pip install 'labelqa-dask[icechunk]'"
-        ) from None
-    return icechunk
+    return needed("icechunk", "icechunk", str(place))
 
 
 @lru_cache(maxsize=16)

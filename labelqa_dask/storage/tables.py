@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 
-from labelqa_dask.core.errors import InvalidConfig
 from labelqa_dask.storage.parquet_source import ParquetFiles
 
 APP = "labelqa-dask"
@@ -56,18 +54,3 @@ class Table(Protocol):
     def publish(self, number: int, schema: pa.Schema, parts: Sequence[Part]) -> None:
         """Make some files all that the table holds, in one commit that is known by the number of the version."""
         ...
-
-
-def needed(module: str, extra: str, place: str) -> Any:
-    """A module of a package that not everybody needs.
-
-    Raises
-    ------
-    InvalidConfig
-    """
-    try:
-        return import_module(module)
-    except ImportError:
-        raise InvalidConfig(
-            f"needs {module.partition('.')[0]}", place, f"Install it: pip install 'labelqa-dask[{extra}]'."
-        ) from None
