@@ -336,8 +336,10 @@ def main() -> None:
         errors.print("[bold red]error:[/bold red] ", end="")
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         end.status = BAD_CONFIGURATION if isinstance(error, InvalidConfig) else FAILED
-    except SystemExit as done:  # how typer ends, its status a number
-        end.status = done.code if isinstance(done.code, int) else 0
+    except SystemExit as done:
+        if not isinstance(done.code, str):  # or else it is what went wrong, in words
+            end.status = done.code or 0
+        raise
 
 
 @dataclass
