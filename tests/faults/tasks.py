@@ -230,8 +230,15 @@ def audit_of(place: Place, client: Client, example: Example, kind: str = "zarr",
     inputs = store_zarr(place("data.zarr"), example) if kind == "zarr" else store_parquet(place("data"), example)
     if example.annotations is not None:
         inputs["annotations"] = store_annotations(place("annotations"), example.annotations)
+    return audit_over(place, client, example, inputs, kind, **settings)
+
+
+def audit_over(
+    place: Place, client: Client, example: Example, inputs: Mapping[str, Any], kind: str, **settings: Any
+) -> Audit:
+    """An audit of inputs that hold an example, into Zarr or Parquet."""
     settings = {
-        "input": inputs,
+        "input": dict(inputs),
         "params": dict(example.params),
         "output": {"format": kind, "region_rows": REGION_ROWS},
         "select": {"worst": 10},

@@ -22,8 +22,9 @@ from pipelines.audit import changes_of, run_stage
 from pipelines.config import config_schema, parse_config
 from pipelines.plan import ICECHUNK_BYTES, make_plan
 from pipelines.verify import verify
-from tests.faults.tasks import REGION_ROWS, ROWS, TASKS, Example, audit_of
+from tests.faults.tasks import REGION_ROWS, ROWS, TASKS, Example, audit_of, audit_over
 from tests.pipelines.audits import RESOURCES, Audit, Interrupted, interrupt, is_idle, on_disk, wait_until
+from tests.pipelines.test_refresh import read_by
 from tests.repositories import commit, create_repository, put, resize, store
 from tests.stores import Place
 
@@ -38,14 +39,7 @@ def committed(place: Place, client: Client, example: Example, **settings: Any) -
     commit(repository, store(example.columns, REGION_ROWS))
     uri = place.url("repository")
     inputs = {name: {"uri": uri, "format": "icechunk", "array": name} for name in example.columns}
-    settings = {
-        "input": inputs,
-        "params": dict(example.params),
-        "output": {"format": "zarr", "region_rows": REGION_ROWS},
-        "select": {"worst": 10},
-        **settings,
-    }
-    return Audit(place, example, client, settings), repository  # type: ignore[arg-type]
+    return audit_over(place, client, example, inputs, "zarr", **settings), repository
 
 
 def at(audit: Audit, ref: str) -> Audit:
@@ -58,11 +52,6 @@ def results(audit: Audit, version: str = "v000001") -> dict[str, Any]:
     found.pop("report.html")
     summary = json.loads(found.pop("summary.json"))
     return {**found, "summary": {name: told for name, told in summary.items() if name != "inputs"}}
-
-
-def told_by(audit: Audit, version: str) -> dict[str, int]:
-    found: dict[str, int] = json.loads(audit.version(version).run.read("timings.json"))["regions_read"]
-    return found
 
 
 def snapshots_of(audit: Audit, version: str = "v000001") -> set[str]:
@@ -226,7 +215,7 @@ def test_a_chunk_that_is_rewritten_is_all_that_is_read(place: Place, client: Cli
     assert changes is not None
     assert (changes.changed, changes.regions) == (2, REGIONS)
     assert not audit.run().unchanged
-    assert told_by(audit, "v000002") == {"score": 2}
+    assert read_by(audit, "v000002") == {"score": 2}
     assert_as_from_scratch(audit, "v000002")
 
 
@@ -244,7 +233,7 @@ def test_rows_that_were_appended_are_read_and_the_region_that_ended_before(place
 
     commit(repository, append)
     assert not audit.run().unchanged
-    assert told_by(audit, "v000002") == {"score": 3}
+    assert read_by(audit, "v000002") == {"score": 3}
     assert_as_from_scratch(audit, "v000002")
 
 
@@ -254,7 +243,7 @@ def test_statistics_are_made_from_the_chunks_that_were_rewritten(place: Place, c
     audit.run()
     commit(repository, put("pred_probs", 11, audit.data.arrays["pred_probs"][31]))  # type: ignore[attr-defined]
     audit.run()
-    assert told_by(audit, "v000002") == {"confident_thresholds": 1, "score": REGIONS}
+    assert read_by(audit, "v000002") == {"confident_thresholds": 1, "score": REGIONS}
     assert_as_from_scratch(audit, "v000002")
 
 

@@ -21,13 +21,12 @@ from labelqa_dask.storage.record import version_names
 from pipelines.audit import Audited, run_audit
 from pipelines.plan import make_plan
 from pipelines.verify import verify
-from tests.faults.tasks import TASKS, Example, audit_of, store_zarr
+from tests.faults.tasks import REGION_ROWS, ROWS, TASKS, Example, audit_of, audit_over, store_zarr
 from tests.pipelines.audits import RESOURCES, Audit, Interrupted, interrupt, is_idle, on_disk, wait_until
 from tests.pipelines.crowds import LONG
 from tests.pipelines.crowds import audit_of as audit_of_crowd
 from tests.stores import Place
 
-ROWS, REGION_ROWS = 42, 5
 REGIONS = 9
 WITHOUT_STATISTICS = {"multiclass": {}, "multilabel": {}, "regression": {"method": "residual"}, "segmentation": {}}
 MEANS = "confident_thresholds"
@@ -59,14 +58,7 @@ def parquet_audit(
 ) -> Audit:
     write_files(place, files)
     inputs = {name: {"uri": place.url("data"), "column": name} for name in example.columns}
-    settings = {
-        "input": inputs,
-        "params": dict(example.params),
-        "output": {"format": "parquet", "region_rows": REGION_ROWS},
-        "select": {"worst": 10},
-        **settings,
-    }
-    return Audit(place, example, client, settings)  # type: ignore[arg-type]
+    return audit_over(place, client, example, inputs, "parquet", **settings)
 
 
 def read_by(audit: Audit, version: str) -> dict[str, int]:

@@ -17,18 +17,29 @@ import pytest
 from distributed import Client
 
 from labelqa_dask import open_run
-from labelqa_dask.core.errors import InvalidConfig, OutdatedRun, RunConflict
+from labelqa_dask.core.errors import InvalidConfig, OutdatedRun, RunConflict, StorageError
+from labelqa_dask.storage.delta import DeltaLake
 from labelqa_dask.storage.record import version_names
+from pipelines.audit import run_audit
 from pipelines.plan import make_plan
 from pipelines.regions import Progress
 from pipelines.verify import verify
-from tests.faults.tasks import TASKS, Example, audit_of, scores_of, store_annotations, store_parquet
+from tests.faults.tasks import (
+    REGION_ROWS,
+    ROWS,
+    TASKS,
+    Example,
+    audit_of,
+    audit_over,
+    scores_of,
+    store_annotations,
+    store_parquet,
+)
 from tests.lakes import KINDS, DeltaFolder, IcebergTable, Lake, catalog_in, lake_of
 from tests.pipelines.audits import RESOURCES, Audit, Interrupted, interrupt, is_idle, on_disk, wait_until
 from tests.pipelines.test_refresh import assert_as_from_scratch, part, read_by
 from tests.stores import Place
 
-ROWS, REGION_ROWS = 42, 5
 FILES = (slice(0, 12), slice(12, 32), slice(32, 42))
 ALONE = replace(TASKS["multiclass"], params={})
 """Without statistics: only what changed is read."""
@@ -59,14 +70,7 @@ def audit_of_lake(
     place: Place, client: Client, lake: Lake, example: Example, columns: tuple[str, ...] = (), **settings: Any
 ) -> Audit:
     inputs = {name: {**lake.settings, "column": name} for name in columns or example.columns}
-    settings = {
-        "input": inputs,
-        "params": dict(example.params),
-        "output": {"format": "parquet", "region_rows": REGION_ROWS},
-        "select": {"worst": 10},
-        **settings,
-    }
-    return Audit(place, example, client, settings)  # type: ignore[arg-type]
+    return audit_over(place, client, example, inputs, "parquet", **settings)
 
 
 def scores(audit: Audit) -> pd.DataFrame:
@@ -241,6 +245,29 @@ def test_a_run_that_was_interrupted_is_not_given_another_version(place: Place, c
         audit.run()
     audit.run(fresh=True)
     assert_scored(audit, ALONE)
+
+
+@on_disk
+def test_a_store_that_cannot_be_reached_is_not_taken_for_a_version_that_is_gone(
+    place: Place, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = lake_with("delta", place, ALONE, FILES[:2])
+    audit = audit_of_lake(place, client, lake, ALONE)
+    with pytest.raises(Interrupted):
+        audit.run(interrupt("score", 1))
+    wait_until(lambda: is_idle(client))
+    lake.append(table_of(part(FILES[2], ALONE)))
+    plan = make_plan(audit.config, RESOURCES)
+    with monkeypatch.context() as patch:
+        patch.setattr(DeltaLake, "_open", staticmethod(_out_of_reach))
+        with pytest.raises(StorageError, match="out of reach") as caught:
+            run_audit(plan, client, lambda progress: None)
+    assert not isinstance(caught.value, OutdatedRun), "or it would be discarded"
+    assert audit.run().resumed
+
+
+def _out_of_reach(version: int | None) -> None:
+    raise OSError("out of reach")
 
 
 @both_kinds
@@ -468,7 +495,7 @@ def test_without_the_package_the_remedy_is_named(
     audit, _, _ = audit_into(kind, place, client)
     for module in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.setitem(sys.modules, module, None)
-    remedy = rf"needs {package}\. Install it: pip install 'labelqa-dask\[{kind}\]'\."
+    remedy = rf"needs {package}, which cannot be imported\. Install it: pip install 'labelqa-dask\[{kind}\]'\."
     for each in (audit_of_lake(place, client, lake, ALONE), audit):
         with pytest.raises(InvalidConfig, match=remedy):
             make_plan(each.config, RESOURCES)
