@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks.crowd import cpu_seconds
 from benchmarks.end_to_end import peak_bytes
-from flows.cluster import FEW_MESSAGES
+from flows.cluster import DASK_SETTINGS
 from labelqa_dask import segmentation
 from labelqa_dask.core.class_scores import ClassScores
 from labelqa_dask.core.kernels import Array
@@ -256,7 +256,7 @@ def drive(images: int, workers: int, threads: int, store: Store) -> Driven:
     cpu: dict[str, tuple[float, float, float]] = {}
     try:
         with (
-            dask.config.set(FEW_MESSAGES),
+            dask.config.set(DASK_SETTINGS),
             SubprocessCluster(
                 n_workers=workers,
                 worker_kwargs={"nthreads": threads, "dashboard": False},

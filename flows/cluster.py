@@ -12,7 +12,7 @@ from distributed import Client
 from distributed import LocalCluster as DaskLocalCluster
 from distributed.system import MEMORY_LIMIT
 
-from flows.engines import ALLOCATOR, begin
+from flows.engines import ALLOCATOR, UNPROFILED, begin
 from labelqa_dask.core.blocks import available_cpus
 from labelqa_dask.core.errors import InvalidConfig
 from pipelines.clusters import AnyCluster, LocalCluster, RunningCluster
@@ -22,7 +22,7 @@ from pipelines.plan import Resources
 _CONNECT_SECONDS = 20
 # A client keeps as many of the messages that it has sent, for those who look for faults in Dask. Each may hold the
 # jobs of hundreds of regions, and be as large as a megabyte; the default is 1,000.
-FEW_MESSAGES = {"distributed.admin.low-level-log-length": 10}
+DASK_SETTINGS = {"distributed.admin.low-level-log-length": 10, **UNPROFILED}
 
 
 def local_resources(settings: LocalCluster) -> Resources:
@@ -35,7 +35,7 @@ def local_resources(settings: LocalCluster) -> Resources:
 @contextmanager
 def open_cluster(config: WorkConfig) -> Iterator[Client]:
     """A client of the run's cluster, which ends with the block unless it was running before."""
-    with dask.config.set(FEW_MESSAGES), _opened(config.cluster) as client:
+    with dask.config.set(DASK_SETTINGS), _opened(config.cluster) as client:
         yield client
 
 

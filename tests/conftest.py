@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client, LocalCluster
 
@@ -14,6 +16,9 @@ from tests.stores import CREDENTIALS, Place, create_bucket, s3_server
 
 _BUCKET = "labelqa"
 _prefixes = count()
+# As in the clusters that a run begins, and for the same reason; in processes that tests start too.
+os.environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
+dask.config.refresh()
 
 
 @pytest.fixture(scope="session")

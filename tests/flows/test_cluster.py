@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import dask
 import pytest
 from distributed import LocalCluster
 
@@ -50,6 +51,16 @@ def test_an_address_where_nobody_answers_is_refused(monkeypatch):
     monkeypatch.setattr("flows.cluster._CONNECT_SECONDS", 0.2)
     with pytest.raises(InvalidConfig, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers there"):
         resources_of(config({"kind": "address", "address": "tcp://127.0.0.1:9"}))
+
+
+def test_nothing_looks_at_the_frames_of_all_threads_which_stops_a_process_now_and_then(monkeypatch):
+    """CPython #106883, by Dask's profiler: whatever the configuration of this machine says."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED", "True")
+    settings = config({"workers": 1, "threads_per_worker": 2, "memory_limit": "1GiB"})
+    with dask.config.set({"distributed.worker.profile.enabled": True}), open_cluster(settings) as client:
+        (callbacks,) = client.run(lambda dask_worker: list(dask_worker.periodic_callbacks)).values()
+        assert "heartbeat" in callbacks
+        assert "profile" not in callbacks
 
 
 def test_a_client_keeps_few_of_the_messages_that_it_has_sent():

@@ -36,11 +36,12 @@ JOBS = {
 }
 IN_QUEUE = {**JOBS, "queue": "long", "walltime": "12:00:00", "job_extra_directives": ["--x y"]}
 ACCOUNT, PROJECT = {**IN_QUEUE, "account": "vision"}, {**IN_QUEUE, "project": "vision"}
-ALLOCATOR = {
+ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "33554432",
     "MALLOC_ARENA_MAX": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
 }
 
 
@@ -126,7 +127,7 @@ def test_a_job_asks_for_what_its_workers_have_and_starts_them(kind, settings, he
     assert shebang == "#!/usr/bin/env bash"
     assert lines[: len(header)] == header
     *prologue, command = lines[len(header) :]
-    exports = {**ALLOCATOR, "SCRATCH": "'/local disk'"}
+    exports = {**ENVIRONMENT, "SCRATCH": "'/local disk'"}
     assert prologue == [*(f"export {name}={value}" for name, value in exports.items()), "module load python"]
     words = shlex.split(command)
     assert words[:3] == [sys.executable, "-m", "distributed.cli.dask_worker"]
@@ -145,7 +146,7 @@ def test_a_job_of_htcondor_asks_for_what_its_workers_have_and_starts_them():
     ):
         assert line in script.splitlines()
     (arguments,) = (line for line in script.splitlines() if line.startswith("Arguments"))
-    assert "; ".join(f"export {name}={value}" for name, value in ALLOCATOR.items()) in arguments
+    assert "; ".join(f"export {name}={value}" for name, value in ENVIRONMENT.items()) in arguments
     assert "export SCRATCH=''/local disk''; module load python; " in arguments
     assert "--nthreads 2 --memory-limit 3.00GiB --nworkers 2" in arguments
 
@@ -199,7 +200,7 @@ def test_a_queue_grows_to_its_maximum_while_there_is_work(batch_system: Path):
         for worker in client.scheduler_info()["workers"].values():
             assert (worker["nthreads"], worker["memory_limit"]) == (1, GIB)
         for variables in client.run(lambda: dict(os.environ)).values():
-            assert variables.items() >= {**ALLOCATOR, "FROM": "the configuration"}.items()
+            assert variables.items() >= {**ENVIRONMENT, "FROM": "the configuration"}.items()
     assert len(list(batch_system.glob("*.sh"))) == 2
     wait_until(lambda: not any(Path(f"/proc/{process}").exists() for process in processes))
 
@@ -242,7 +243,7 @@ def test_pods_have_the_image_the_commands_and_what_a_worker_needs():
         assert container["image"] == "registry/labelqa:1"
         assert container["resources"] == {"requests": {"cpu": "2", "memory": memory}, "limits": {"memory": memory}}
         variables = {entry["name"]: entry["value"] for entry in container["env"]}
-        assert variables.items() >= {**ALLOCATOR, "OMP_NUM_THREADS": "2"}.items()
+        assert variables.items() >= {**ENVIRONMENT, "OMP_NUM_THREADS": "2"}.items()
         assert container["envFrom"] == []
         assert "serviceAccountName" not in pod
     (container,) = worker["containers"]
@@ -270,7 +271,7 @@ def test_coiled_is_told_what_a_worker_needs():
     assert arguments["worker_cpu"] == 2
     least, most = map(parse_bytes, arguments["worker_memory"])
     assert 3 * GIB < 0.9 * least < most, "Coiled takes machines with a tenth less than asked for"
-    assert arguments["environ"] == ALLOCATOR
+    assert arguments["environ"] == ENVIRONMENT
     assert (arguments["container"], arguments["region"]) == ("registry/labelqa:1", "eu-central-1")
     here = config("coiled", **(WORKERS | {"workers": {"minimum": 0, "maximum": 9}}), env={"A": "b"}).cluster
     assert engines.coiled_arguments(here)["n_workers"] == [0, 9]

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dask.utils import format_bytes
 from distributed import Client, LocalCluster
 
 from labelqa_dask.core.errors import InvalidInput, RunFailed, StorageError
@@ -19,7 +20,7 @@ from labelqa_dask.storage.parquet_source import ParquetSource
 from labelqa_dask.storage.record import BadRegion, Version
 from pipelines.bad_data import MOST_REGIONS, BadRegions
 from pipelines.config import parse_config
-from pipelines.plan import Plan, Resources, make_plan
+from pipelines.plan import WORKER_BYTES, Plan, Resources, make_plan
 from pipelines.regions import Meter, Outcome, Progress, make_job, regions_in_flight
 from tests.pipelines.audits import wait_until
 
@@ -187,7 +188,8 @@ def test_work_that_kills_its_workers_is_told_as_what_it_probably_is(plan: Plan, 
     ):
         list(regions_in_flight(client, work, range(5), plan, bad))
     assert "workers died again and again on one piece of work" in str(caught.value)
-    assert "They probably ran out of memory: the plan was 36" in str(caught.value)
+    planned = f"They probably ran out of memory: the plan was {format_bytes(WORKER_BYTES)}"
+    assert planned in str(caught.value)
 
 
 # -- progress
