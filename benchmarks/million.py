@@ -8,6 +8,7 @@ those of any audit, so what is measured is what they add to each region.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import tempfile
 import time
@@ -28,6 +29,7 @@ from rich.table import Table
 from benchmarks.crowd import cpu_seconds
 from benchmarks.end_to_end import peak_bytes
 from flows.cluster import DASK_SETTINGS
+from flows.engines import ENVIRONMENT
 from labelqa_dask import segmentation
 from labelqa_dask.core.class_scores import ClassScores
 from labelqa_dask.core.kernels import Array
@@ -250,6 +252,7 @@ class Driven:
 def drive(images: int, workers: int, threads: int, store: Store) -> Driven:
     """Audit free images on a cluster whose scheduler and workers are processes of their own."""
     install()
+    os.environ.update(ENVIRONMENT)
     folder = Path(tempfile.mkdtemp(prefix="labelqa-bench-"))
     futures = 0
     seconds: dict[str, float] = {}

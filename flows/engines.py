@@ -32,7 +32,7 @@ ALLOCATOR = {
 # 3.11.8, CPython #106883) that stops the process for good where garbage is collected at that very moment: seen once in
 # 65,000 regions, after which the scheduler waited five minutes before it gave the worker up.
 UNPROFILED = {"distributed.worker.profile.enabled": False}
-_ENVIRONMENT = {**ALLOCATOR, "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}
+ENVIRONMENT = {**ALLOCATOR, "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}
 # Dask asks for as many workers as finish the work that it knows of within a time. A run lets it know of a few regions
 # per thread at a time, so with any other time than next to none a cluster would never grow.
 _TARGET_SECONDS = "1ms"
@@ -81,7 +81,7 @@ def job_arguments(settings: AnyJobsCluster) -> dict[str, Any]:
     """What dask-jobqueue is told; what is not given here may be given by the site's jobqueue.yaml."""
     _queue_class(settings)  # importing it reads the site's settings
     site = dask.config.get(f"jobqueue.{settings.kind}")
-    variables = {**_ENVIRONMENT, **settings.env}
+    variables = {**ENVIRONMENT, **settings.env}
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     named = {"queue", "walltime", "account", "project", "disk", "interface", "job_extra_directives"}
     given = {name: value for name, value in settings.model_dump(include=named).items() if value}
@@ -148,7 +148,7 @@ def kubernetes_spec(settings: KubernetesCluster, name: str) -> dict[str, Any]:
         image=settings.image,
         n_workers=settings.workers.minimum,
         resources={"requests": {"cpu": str(threads), "memory": memory}, "limits": {"memory": memory}},
-        env={**_ENVIRONMENT, "DASK_DISTRIBUTED__ADAPTIVE__TARGET_DURATION": _TARGET_SECONDS, **settings.env},
+        env={**ENVIRONMENT, "DASK_DISTRIBUTED__ADAPTIVE__TARGET_DURATION": _TARGET_SECONDS, **settings.env},
         worker_command=["dask", "worker", "--nthreads", str(threads), "--memory-limit", memory],
         idle_timeout=_IDLE_SECONDS,
     )
@@ -189,7 +189,7 @@ def coiled_arguments(settings: CoiledCluster) -> dict[str, Any]:
         "worker_cpu": settings.threads_per_worker,
         "worker_memory": [f"{int(factor * limit)}B" for factor in (1.25, 2.5)],
         "worker_options": {"nthreads": settings.threads_per_worker, "memory_limit": limit},
-        "environ": {**_ENVIRONMENT, **settings.env},
+        "environ": {**ENVIRONMENT, **settings.env},
         "wait_for_workers": False,
         "show_widget": False,
     }
