@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from labelqa_dask.core.task import Block
-from labelqa_dask.regression import TASK, count, survey
+from labelqa_dask.core.blocks import Whole, reduce_arrays, score_arrays
+from labelqa_dask.regression import TASK
 from tests.strategies import regression_data
 
 ROWS = 20_000
@@ -25,14 +25,12 @@ LEFT, RIGHT, TOP, BOTTOM = 70, 170, 20, 50
 def errors(kind: str) -> list[tuple[int, float, float]]:
     """Patches, largest error of a score, and the error that was estimated, for each tolerance."""
     labels, predictions = regression_data(ROWS, kind)
-    block = Block({"labels": labels, "predictions": predictions}, {"example": 0}, sizes={"example": ROWS})
+    whole = Whole({"labels": labels, "predictions": predictions}, {"example": ROWS})
 
     def scores(**settings: Any) -> tuple[Any, Any]:
         params = TASK.params(**settings)
-        stats: dict[str, Any] = {"survey": survey(block, params, {}).result()}
-        if settings["neighbors"] == "field":
-            stats["count"] = count(block, params, stats).result()
-        return TASK.score(block, params, stats)["label_quality_score"], stats
+        stats = reduce_arrays(TASK, whole, params)
+        return score_arrays(TASK, whole, params, stats)["label_quality_score"], stats
 
     exact, _ = scores(neighbors="exact")
     found = []

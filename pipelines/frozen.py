@@ -21,7 +21,7 @@ def frozen_statistics(plan: Plan, version: Version, manifest: Json, stats: Stats
     now: dict[str, Any] = {}
     for step in plan.task.passes(plan.params):
         state = version.read_state(step.name, step.state, basis, MERGED) if step.examples is None else None
-        now[step.name] = None if state is None else state.result()
+        now[step.name] = step.result(state, plan.params, stats)
     then, now = (_numbers(plan.task.statistics(plan.params, each)) for each in (stats, now))
     moved = {name: _largest(values, now[name]) for name, values in then.items() if name in now}
     of = manifest["statistics"]

@@ -116,7 +116,7 @@ class Plan:
         if self.ids:
             reading += self.ids.decode_bytes([self.layout.regions.step])
         scores = sum(
-            2 * output.dtype.itemsize * int(np.prod([block[dim] for dim in output.dims]))
+            2 * output.dtype.itemsize * math.prod([block[dim] for dim in output.dims])
             for output in self.outputs
             if output.dtype != object
         )
@@ -374,7 +374,7 @@ def _converted_bytes(source: Source, spec: ArraySpec, block: Mapping[str, int]) 
     """Memory of the copy that is made where values are not of a type that kernels take."""
     types = {"probabilities": (("f4", "f8"), 4), "values": (("f8",), 8)}
     kept, copied = types.get(spec.kind, (("u1", "i8", "b1"), 8))
-    values = int(np.prod([block[dim] for dim in spec.dims]))
+    values = math.prod([block[dim] for dim in spec.dims])
     if spec.kind == "annotations":
         return 0
     return 0 if source.dtype.str[1:] in kept and source.dtype.isnative else values * max(copied, source.dtype.itemsize)
@@ -407,7 +407,7 @@ def _lay_out(
 
 def _row_bytes(output: OutputArray) -> int:
     """Memory of an output for each example of a region; what has values within an example is written at once."""
-    return max(8, output.dtype.itemsize * int(np.prod(output.shape[1:]))) if by_rows(output.dims) else 8
+    return max(8, output.dtype.itemsize * math.prod(output.shape[1:])) if by_rows(output.dims) else 8
 
 
 def _outputs(

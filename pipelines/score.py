@@ -171,7 +171,7 @@ def _write_receipt(
 ) -> None:
     start, stop = job.region.start, job.region.stop
     cuts = (*(cut.start for cut in job.row_blocks()), stop)
-    digests = {name: checksum(values) for name, values in rows.items()}
+    digests = {} if job.sink.by_file else {name: checksum(values) for name, values in rows.items()}
     of_blocks = {name: content_digest(written.encode()) for name, written in blocks.items()}
     receipt = Receipt(
         job.region.name,

@@ -21,7 +21,7 @@ def read_statistics(task_name: str, params: Any, n: int, version: Version, basis
         if state is None:
             what = f"the statistics of the pass {step.name!r} cannot be read"
             raise RunFailed(what, str(version.run), "Run the same command again.")
-        stats[step.name] = state.result()
+        stats[step.name] = step.result(state, params, stats)
     return stats
 
 

@@ -72,8 +72,7 @@ def reduce_arrays(task: Task[Any], whole: Whole, params: Any) -> dict[str, Any]:
     for step in task.passes(params):
         needed = step.needed(params, stats, whole.sizes["example"])
         states = whole.map_blocks(partial(step.reduce, params=params, stats=stats), needed) if needed else ()
-        merged = reduce(merge_states, states, None)
-        stats[step.name] = None if merged is None else merged.result()
+        stats[step.name] = step.result(reduce(merge_states, states, None), params, stats)
     return stats
 
 

@@ -19,6 +19,7 @@ Axes: n = elements of a block, k = classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -333,7 +334,7 @@ class IssueSearch:
         cutoff = _found(self._cutoff(stats))
         rows, _ = self._last_ties(cutoff, stats, block.sizes["example"])
         elements = self.elements(block, params, stats, False)
-        marks = np.zeros(len(rows) * int(np.prod(elements.extent, dtype=np.int64)), bool)
+        marks = np.zeros(len(rows) * math.prod(elements.extent), bool)
         marks[_index(elements, block, rows.start)[elements.scores == _score_of(cutoff)]] = True
         return TieBits(np.packbits(marks))
 
@@ -382,7 +383,7 @@ def _bins(n: int) -> int:
 
 def _index(elements: Elements, block: Block, first_row: int) -> NDArray[np.int64]:
     """Index of each element among all elements from a row on; negative before it."""
-    size = int(np.prod(elements.extent, dtype=np.int64))
+    size = math.prod(elements.extent)
     rows = np.arange(len(elements.scores), dtype=np.int64) + block.origin["example"] - first_row
     return rows.reshape(-1, *(1,) * len(elements.extent)) * size + elements.offsets()
 

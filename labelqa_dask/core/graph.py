@@ -126,9 +126,9 @@ def map_rows(function: Callable[[Array], Any], array: da.Array, columns: int | N
     )
 
 
-def results_of(states: Mapping[str, Delayed]) -> Delayed | Mapping[str, Any]:
-    """Lazy mapping of each pass's name to its result."""
-    return delayed(_results)(dict(states)) if states else {}
+def results_of(task: Task[Any], params: Any, states: Mapping[str, Delayed]) -> Delayed | Mapping[str, Any]:
+    """Lazy mapping of the name of each pass that has a lazy state to its result."""
+    return delayed(_results)(task, params, dict(states)) if states else {}
 
 
 def merge_tree(states: Sequence[Delayed]) -> Delayed:
@@ -251,8 +251,12 @@ def _open(box: Array, name: str) -> Array:
     return scores.result() if isinstance(scores, State) else scores
 
 
-def _results(states: Mapping[str, State | None]) -> dict[str, Any]:
-    return {name: None if state is None else state.result() for name, state in states.items()}
+def _results(task: Task[Any], params: Any, states: Mapping[str, State | None]) -> dict[str, Any]:
+    stats: dict[str, Any] = {}
+    for step in task.passes(params):
+        if step.name in states:
+            stats[step.name] = step.result(states[step.name], params, stats)
+    return stats
 
 
 def _merge_states(states: list[State | None]) -> State | None:

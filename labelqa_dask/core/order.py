@@ -84,7 +84,7 @@ class Histogram:
 
 def _bound(scores: NDArray[np.floating[Any]], k: int) -> Any:
     """What the k lowest scores do not exceed, from the first few: then most of the others need one comparison only."""
-    few = scores[: 16 * k]
+    few = scores[: max(16 * k, len(scores) // 64)]
     lowest = few[few == few]
     return np.partition(lowest, k - 1)[k - 1] if k <= len(lowest) else np.inf
 

@@ -135,8 +135,10 @@ def _states_of(
     aligned = graph.align(task, lazy, task.multiples(params))
     states: dict[str, Any] = {}
     for step in task.passes(params):
-        states[step.name] = graph.reduce_states(task, step, aligned, params, graph.results_of(states), resolution)
-    return aligned, graph.results_of(states)
+        states[step.name] = graph.reduce_states(
+            task, step, aligned, params, graph.results_of(task, params, states), resolution
+        )
+    return aligned, graph.results_of(task, params, states)
 
 
 def _dim_names(task: Task[Any], labelled: Mapping[str, xr.DataArray]) -> dict[str, str]:

@@ -138,6 +138,7 @@ class Pass(Generic[ParamsT]):
     those that were not needed. `examples(params, stats, n)` tells which of all n examples are to be read: a range, or
     None where the passes before have settled everything. Without it all are read. `by_row` tells that the state, and
     the scores that rest on it, depend on the numbers of the rows in the whole data, not on what they hold alone.
+    `settle(state, params, stats)` makes of the state of all blocks what scores rest on; without it, that is its result.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Pass(Generic[ParamsT]):
     of: Callable[[Block, ParamsT, Stats], State]
     examples: Callable[[ParamsT, Stats, int], range | None] | None = None
     by_row: bool = False
+    settle: Callable[[Any, ParamsT, Stats], Any] | None = None
 
     def needed(self, params: ParamsT, stats: Stats, n: int) -> range | None:
         """The examples to read of all n; None where the pass is not needed."""
@@ -160,6 +162,12 @@ class Pass(Generic[ParamsT]):
         if needed is None or needed.stop <= start or start + n <= needed.start:
             return None
         return self.of(block.examples(needed.start, needed.stop), params, stats)
+
+    def result(self, state: State | None, params: ParamsT, stats: Stats) -> Any:
+        """What scores rest on, from the state of all blocks; None where the pass was not needed."""
+        if state is None or self.settle is None:
+            return None if state is None else state.result()
+        return self.settle(state, params, stats)
 
 
 def merge_states(left: StateT | None, right: StateT | None) -> StateT | None:

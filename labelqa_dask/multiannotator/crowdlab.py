@@ -320,8 +320,7 @@ def run(crowd: Crowd, models: Array, params: MultiannotatorParams, *, verbose: b
     for step in TASK.passes(params):
         if step.name != "annotators":
             states = whole.map_blocks(partial(step.reduce, params=params, stats=stats), range(n))
-            merged = reduce(merge_states, states)
-            stats[step.name] = None if merged is None else merged.result()
+            stats[step.name] = step.result(reduce(merge_states, states), params, stats)
         if step.name == "votes":
             forms.check_crowd(stats["votes"].given, stats["votes"].sizes, crowd.annotators)
 

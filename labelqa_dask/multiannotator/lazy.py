@@ -80,7 +80,7 @@ def label_quality(
     """As `get_label_quality_multiannotator`, or, where predictions are an `ensemble`, as that for ensembles."""
     crowd = _parts(labels, pred_probs, columns, ensemble)
     states = _states(crowd, params, _checked, _reduce)
-    stats = graph.results_of(states)
+    stats = graph.results_of(TASK, params, states)
     scores = [delayed(_score)(part, params, stats) for part in crowd.parts]
     specs = TASK.written(params)
     empty = {spec.name: pd.Series(dtype=spec.score_dtype(np.dtype(float))) for spec in specs}
@@ -96,7 +96,7 @@ def label_quality(
         result["detailed_label_quality"] = _frame(details, crowd.detailed, crowd.divisions if crowd.is_wide else None)
     if params.return_annotator_stats:
         sums = [delayed(_by_class)(part, params, stats, found) for part, found in zip(crowd.parts, scores, strict=True)]
-        stats = graph.results_of({**states, "annotators": graph.merge_tree(sums)})
+        stats = graph.results_of(TASK, params, {**states, "annotators": graph.merge_tree(sums)})
         table = delayed(annotator_table)(params, stats, crowd.annotators, crowd.k)
         meta = pd.DataFrame(
             {
@@ -129,7 +129,7 @@ def active_learning_scores(
     crowd = _parts(labels, pred_probs, columns, ensemble)
     if others is not None:
         activelab.check_same_models(others.shape, (0, crowd.models, crowd.k))
-    stats = graph.results_of(_states(crowd, params, _checked_if_compared, _reduce_if_compared))
+    stats = graph.results_of(TASK, params, _states(crowd, params, _checked_if_compared, _reduce_if_compared))
     learned = delayed(activelab.learn)(stats, crowd.models)
     scores = [delayed(_of_labeled)(part, params, stats, learned) for part in crowd.parts]
     return (
@@ -158,7 +158,7 @@ def _states(crowd: _Parts, params: MultiannotatorParams, check: Any, reduce: Any
     for step in TASK.passes(params):
         if step.name == "annotators":
             continue
-        stats = graph.results_of(states)
+        stats = graph.results_of(TASK, params, states)
         state = graph.merge_tree([delayed(reduce)(step.of, part, params, stats) for part in crowd.parts])
         states[step.name] = delayed(check)(state, crowd.annotators) if step.name == "votes" else state
     return states

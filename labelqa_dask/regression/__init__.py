@@ -28,8 +28,7 @@ Axes: n = examples.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from dataclasses import field as dataclass_field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -46,7 +45,7 @@ from labelqa_dask.regression.exact import ExactScores, Points
 from labelqa_dask.regression.field import Field as DistanceField
 from labelqa_dask.regression.field import FieldSettings
 from labelqa_dask.regression.grid import Grid, count_cells
-from labelqa_dask.regression.neighbors import LocalDistances, SampledDistances, Shards, is_installed
+from labelqa_dask.regression.neighbors import LocalDistances, LocalScores, SampledDistances, Shards, is_installed
 from labelqa_dask.regression.rows import (
     Rows,
     as_scores,
@@ -166,95 +165,67 @@ def get_label_quality_scores(
     return outputs["label_quality_score"]
 
 
-@dataclass(frozen=True)
-class Survey(Rows):
-    """The rows, and what is wanted of them: exact scores where every row is at hand, else a grid to count them in.
-
-    Attributes
-    ----------
-    residual_scale, frac_neighbors, tolerance : float
-    scaled : bool
-        Whether distances are divided by their median.
-    field : bool
-        Whether the field is wanted in any case.
-    sampled : bool
-        Whether distances to the nearest of a reference sample are wanted.
-    n_neighbors : int
-        Whether those to a fixed number of neighbours are, and to how many; else 0.
-    """
-
-    residual_scale: float = 5.0
-    frac_neighbors: float = 0.5
-    tolerance: float = 1e-3
-    scaled: bool = True
-    field: bool = False
-    sampled: bool = False
-    n_neighbors: int = 0
-
-    def result(self) -> Any:
-        """`Shards`, a `Plane`, `ExactScores`, or `SampledDistances`."""
-        if self.n_neighbors:
-            return Shards.of(self, self.residual_scale, int(self.n_neighbors), bool(self.scaled))
-        if self.field or (self.count > EXACT_ROWS and self.capacity < EVERY_ROW):
-            return Plane(self, Grid.of(self))
-        per_unit = features_per_unit(self.deviation, self.residual_scale)
-        points = Points.of(self.labels, self.residuals)
-        return self._sampled(ExactScores.of(points, per_unit, self.frac_neighbors, self.scaled))
-
-    def _sampled(self, distances: ExactScores | DistanceField) -> Any:
-        """The distances, or those to the nearest of a sample where these are wanted."""
-        if not self.sampled:
-            return distances
-        return SampledDistances.of(self, distances, self.residual_scale, self.frac_neighbors, self.scaled)
-
-
-@dataclass(frozen=True)
-class Plane:
-    """Rows that are too many to be compared with each other, and a grid to count them in."""
-
-    survey: Survey
-    grid: Grid
-
-
-@dataclass(frozen=True)
-class Count(Survey):
-    """A survey, and the rows counted into the cells of its grid; the rows of all parts are those of the survey."""
-
-    sums: NDArray[np.int64] = dataclass_field(default_factory=lambda: np.zeros((0, 8), np.int64))
-
-    def merge(self, other: Self) -> Self:
-        return replace(self, sums=self.sums + other.sums)
-
-    def result(self) -> Any:
-        """`DistanceField`, or `SampledDistances`."""
-        settings = FieldSettings(self.residual_scale, self.frac_neighbors, self.scaled, self.tolerance)
-        return self._sampled(DistanceField.of(self, self.sums, Grid.of(self), settings))
-
-
-def survey(block: Block, params: RegressionParams, stats: Stats) -> Survey:
+def survey(block: Block, params: RegressionParams, stats: Stats) -> Rows:
     """State of one block."""
-    state = Survey.of(block, EVERY_ROW if _holds_every_row(params) else SAMPLE_ROWS)
-    return replace(
-        state,
-        residual_scale=params.residual_scale,
-        frac_neighbors=params.frac_neighbors,
-        tolerance=params.tolerance,
-        scaled=params.distance_scaling == "median",
-        field=params.neighbors == "field",
-        sampled=params.neighbors == "pynndescent" and params.n_neighbors is None,
-        n_neighbors=params.n_neighbors or 0,
-    )
+    return Rows.of(block, EVERY_ROW if _holds_every_row(params) else SAMPLE_ROWS)
 
 
 def _holds_every_row(params: RegressionParams) -> bool:
     return params.neighbors == "exact" or params.n_neighbors is not None
 
 
+@dataclass(frozen=True)
+class Plane:
+    """Rows that are too many to be compared with each other, and a grid to count them in."""
+
+    rows: Rows
+    grid: Grid
+
+
+def surveyed(rows: Rows, params: RegressionParams, stats: Stats) -> Any:
+    """Exact scores or `SampledDistances` where every row is at hand, `Shards`, or else a `Plane`."""
+    scaled = params.distance_scaling == "median"
+    if params.n_neighbors is not None:
+        return Shards.of(rows, params.residual_scale, params.n_neighbors, scaled)
+    if params.neighbors == "field" or (rows.count > EXACT_ROWS and rows.capacity < EVERY_ROW):
+        return Plane(rows, Grid.of(rows))
+    per_unit = features_per_unit(rows.deviation, params.residual_scale)
+    points = Points.of(rows.labels, rows.residuals)
+    return _sampled(ExactScores.of(points, per_unit, params.frac_neighbors, scaled), rows, params)
+
+
+@dataclass(frozen=True)
+class Count:
+    """Rows counted into the cells of a grid: (cells, 8) int64, as `count_cells` has them."""
+
+    sums: NDArray[np.int64]
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(self.sums + other.sums)
+
+    def result(self) -> NDArray[np.int64]:
+        return self.sums
+
+
 def count(block: Block, params: RegressionParams, stats: Stats) -> Count:
     """State of one block."""
-    plane = stats["survey"]
-    known = {each.name: getattr(plane.survey, each.name) for each in fields(Survey)}
-    return Count(**known, sums=count_cells(*read(block), plane.grid))
+    return Count(count_cells(*read(block), stats["survey"].grid))
+
+
+def counted(state: Count, params: RegressionParams, stats: Stats) -> Any:
+    """`DistanceField`, or `SampledDistances`."""
+    plane: Plane = stats["survey"]
+    scaled = params.distance_scaling == "median"
+    settings = FieldSettings(params.residual_scale, params.frac_neighbors, scaled, params.tolerance)
+    return _sampled(DistanceField.of(plane.rows, state.sums, plane.grid, settings), plane.rows, params)
+
+
+def _sampled(distances: ExactScores | DistanceField, rows: Rows, params: RegressionParams) -> Any:
+    """The distances, or those to the nearest of a sample where these are wanted."""
+    if params.neighbors != "pynndescent":
+        return distances
+    scaled = params.distance_scaling == "median"
+    return SampledDistances.of(rows, distances, params.residual_scale, params.frac_neighbors, scaled)
 
 
 def unless_settled(params: RegressionParams, stats: Stats, n: int) -> range | None:
@@ -269,6 +240,12 @@ def search(block: Block, params: RegressionParams, stats: Stats) -> LocalDistanc
     for shard in np.flatnonzero(np.isin(shards.owners, row_hashes(block))):
         state = state.merge(shards.work_on(int(shard)))
     return state
+
+
+def searched(state: LocalDistances, params: RegressionParams, stats: Stats) -> LocalScores:
+    """What the shards have found together."""
+    shards: Shards = stats["survey"]
+    return LocalScores.of(state, shards.n_neighbors, shards.scaled)
 
 
 def _distances(stats: Stats) -> Any:
@@ -290,10 +267,12 @@ class Regression(Task[RegressionParams]):
     def passes(self, params: RegressionParams) -> tuple[Pass[RegressionParams], ...]:
         if params.method == "residual":
             return ()
-        steps = (Pass("survey", Survey, survey, by_row=True),)
+        steps = (Pass("survey", Rows, survey, by_row=True, settle=surveyed),)
         if params.n_neighbors is not None:
-            return (*steps, Pass("search", LocalDistances, search))
-        return steps if params.neighbors == "exact" else (*steps, Pass("count", Count, count, unless_settled))
+            return (*steps, Pass("search", LocalDistances, search, settle=searched))
+        if params.neighbors == "exact":
+            return steps
+        return (*steps, Pass("count", Count, count, unless_settled, settle=counted))
 
     def held_bytes(self, params: RegressionParams, n: int) -> int:
         if params.method == "residual":

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelqa_dask.core.kernels import kernel
-from labelqa_dask.regression.grid import Grid, Masses, interval
+from labelqa_dask.regression.grid import PIECE_ROWS, Grid, Masses, cells_of, find_intervals
 from labelqa_dask.regression.patches import Patching, Plane, inverse_or_zero, values_at
 from labelqa_dask.regression.rows import Floats, Rows, features_per_unit, scale_of
 from labelqa_dask.regression.sources import Sources
@@ -171,9 +171,7 @@ def _sample(plane: Plane, rows: Rows, most: int) -> _Checks:
     chosen = np.argsort(rows.hashes)[:most]
     chosen = chosen[np.argsort(rows.labels[chosen], kind="stable")]
     labels, residuals = rows.labels[chosen], rows.residuals[chosen]
-    cell = np.empty(len(chosen), np.intp)
-    _find_cells(labels, residuals, plane.grid.label.finder, plane.grid.residual.finder, cell)
-    return _Checks(*plane.places(labels, residuals), cell)
+    return _Checks(*plane.places(labels, residuals), cells_of(labels, residuals, plane.grid))
 
 
 def _choose_sources(
@@ -230,26 +228,19 @@ def _smeared_median(values: Floats, half_widths: Floats, weights: Floats) -> flo
 
 
 @kernel
-def _find_cells(labels: Any, residuals: Any, label_axis: Any, residual_axis: Any, out: Any) -> None:
-    lines, buckets, centre, inverse_width, _ = label_axis
-    r_lines, r_buckets, r_centre, r_inverse_width, r_steps = residual_axis
-    for i in range(len(labels)):
-        u = interval(labels[i], lines, buckets, centre, inverse_width)
-        out[i] = u * len(r_steps) + interval(residuals[i], r_lines, r_buckets, r_centre, r_inverse_width)
-
-
-@kernel
 def _distances_of_rows(
     labels: Any, residuals: Any, label_axis: Any, residual_axis: Any, patch_of: Any, patches: Any, out: Any
 ) -> None:
-    lines, buckets, centre, inverse_width, _ = label_axis
-    r_lines, r_buckets, r_centre, r_inverse_width, r_steps = residual_axis
-    columns = len(r_steps)
-    for i in range(len(labels)):
-        u = interval(labels[i], lines, buckets, centre, inverse_width)
-        v = interval(residuals[i], r_lines, r_buckets, r_centre, r_inverse_width)
-        c = patches[patch_of[u * columns + v]]
-        s, t = (labels[i] - c[0]) * c[2], (residuals[i] - c[1]) * c[3]
-        constant = c[4] + s * (c[5] + s * (c[6] + s * c[7]))
-        linear = c[8] + s * (c[9] + s * (c[10] + s * c[11]))
-        out[i] = constant + t * (linear + t * (c[12] + s * c[13] + t * (c[14] + s * c[15])))
+    """Floor: rows read and distances written once, their intervals, and for each two cache lines of a patch."""
+    columns = np.uint64(len(residual_axis[0]) - 1)
+    u, v = np.empty(PIECE_ROWS, np.uint64), np.empty(PIECE_ROWS, np.uint64)
+    for start in range(0, len(labels), PIECE_ROWS):
+        y, r = labels[start : start + PIECE_ROWS], residuals[start : start + PIECE_ROWS]
+        find_intervals(y, label_axis, u)
+        find_intervals(r, residual_axis, v)
+        for i in range(len(y)):
+            c = patches[np.uint64(patch_of[u[i] * columns + v[i]])]
+            s, t = (y[i] - c[0]) * c[2], (r[i] - c[1]) * c[3]
+            constant = c[4] + s * (c[5] + s * (c[6] + s * c[7]))
+            linear = c[8] + s * (c[9] + s * (c[10] + s * c[11]))
+            out[start + i] = constant + t * (linear + t * (c[12] + s * c[13] + t * (c[14] + s * c[15])))

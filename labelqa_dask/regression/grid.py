@@ -27,6 +27,9 @@ _COARSE_BITS = 15
 _STEPS = 1 << _STEP_BITS
 _COARSE_STEPS = 1 << _COARSE_BITS
 
+PIECE_ROWS = 512
+"""Rows whose intervals are found together, by a loop without branches; where they lie stays in the cache."""
+
 _OCTAVES = 60
 _BUCKETS_PER_OCTAVE = 256
 _BUCKETS = _OCTAVES * _BUCKETS_PER_OCTAVE
@@ -86,12 +89,19 @@ class Axis:
         index = np.arange(len(self))
         return np.where(self.widths == 0, -1 - index, index // factor)
 
-    @property
+    @cached_property
     def finder(self) -> tuple[Any, ...]:
-        """What the kernels need."""
+        """What the kernels need; the last tells that no bucket has several lines in it."""
         widths = self.widths
         steps = np.divide(_STEPS, widths, out=np.zeros_like(widths), where=widths > 0)
-        return self.lines, self.buckets, self.centre, 1 / self.width, steps
+        apart = bool(np.diff(self.buckets).max() <= 1)
+        return self.lines, self.buckets, self.centre, 1 / self.width, steps, apart
+
+    def find(self, values: Floats) -> NDArray[np.intp]:
+        """Index of the interval that holds each value between the first and the last line."""
+        index = np.empty(len(values), np.uint64)
+        find_intervals(values, self.finder, index)
+        return index.astype(np.intp)
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,11 @@ class Grid:
         if len(label) < len(residual):
             return cls(label, axis(1, min(_INTERVALS**2 // len(label), _MOST_INTERVALS)))
         return cls(axis(0, min(_INTERVALS**2 // len(residual), _MOST_INTERVALS)), residual)
+
+
+def cells_of(labels: Floats, residuals: Floats, grid: Grid) -> NDArray[np.intp]:
+    """The cell that holds each of (n,) rows."""
+    return grid.label.find(labels) * len(grid.residual) + grid.residual.find(residuals)
 
 
 def count_cells(labels: Floats, residuals: Floats, grid: Grid) -> NDArray[np.int64]:
@@ -197,42 +212,55 @@ def _find_buckets(values: Any, centre: float, inverse_width: float, out: Any) ->
         out[i] = _bucket(values[i], centre, inverse_width)
 
 
-@inlined
-def interval(value: Any, lines: Any, buckets: Any, centre: Any, inverse_width: Any) -> Any:
-    """Index of the interval that holds a value between the first and the last line."""
-    b = _bucket(value, centre, inverse_width)
-    low, high = buckets[b], buckets[b + 1]
-    if high - low <= 1:  # mostly; where the bucket has no line, the next one is above the value
-        return low - 1 + (lines[low] <= value)
-    while low < high:
-        middle = (low + high) >> 1
-        if lines[middle] <= value:
-            low = middle + 1
-        else:
-            high = middle
-    return low - 1
+@kernel
+def find_intervals(values: Any, axis: Any, out: Any) -> None:
+    """Index of the interval that holds each value between the first and the last line, uint64.
+
+    Indices are unsigned, since for signed ones each access asks whether it counts from the end. Floor: values read
+    once, and for each a bucket, two entries of tables that the caches hold, and a comparison, in vectors.
+    """
+    lines, buckets, centre, inverse_width, _, apart = axis
+    one = np.uint64(1)
+    if apart:
+        for i in range(len(values)):
+            low = np.uint64(buckets[np.uint64(_bucket(values[i], centre, inverse_width))])
+            out[i] = low - one + np.uint64(lines[low] <= values[i])
+        return
+    for i in range(len(values)):
+        bucket = np.uint64(_bucket(values[i], centre, inverse_width))
+        low, high = np.uint64(buckets[bucket]), np.uint64(buckets[bucket + one])
+        while low < high:
+            middle = (low + high) >> one
+            if lines[middle] <= values[i]:
+                low = middle + one
+            else:
+                high = middle
+        out[i] = low - one
 
 
 @kernel
 def _add_to_cells(labels: Any, residuals: Any, label_axis: Any, residual_axis: Any, sums: Any) -> None:
-    lines, buckets, centre, inverse_width, steps = label_axis
-    r_lines, r_buckets, r_centre, r_inverse_width, r_steps = residual_axis
-    columns = len(r_steps)
+    """Floor: rows read once, their intervals, and for each one cache line of sums changed."""
+    lines, _, _, _, steps, _ = label_axis
+    r_lines, _, _, _, r_steps, _ = residual_axis
+    columns = np.uint64(len(r_steps))
     last = np.int64(_STEPS - 1)
     coarse = np.int64(_STEP_BITS - _COARSE_BITS)
-    for i in range(len(labels)):
-        y, r = labels[i], residuals[i]
-        u = interval(y, lines, buckets, centre, inverse_width)
-        v = interval(r, r_lines, r_buckets, r_centre, r_inverse_width)
-        a = min(np.int64((y - lines[u]) * steps[u]), last)
-        b = min(np.int64((r - r_lines[v]) * r_steps[v]), last)
-        cell = sums[u * columns + v]
-        cell[0] += 1
-        cell[1] += a
-        cell[2] += b
-        a, b = a >> coarse, b >> coarse
-        cell[3] += a
-        cell[4] += b
-        cell[5] += a * a
-        cell[6] += a * b
-        cell[7] += b * b
+    u, v = np.empty(PIECE_ROWS, np.uint64), np.empty(PIECE_ROWS, np.uint64)
+    for start in range(0, len(labels), PIECE_ROWS):
+        y, r = labels[start : start + PIECE_ROWS], residuals[start : start + PIECE_ROWS]
+        find_intervals(y, label_axis, u)
+        find_intervals(r, residual_axis, v)
+        for i in range(len(y)):
+            a = min(np.int64((y[i] - lines[u[i]]) * steps[u[i]]), last)
+            b = min(np.int64((r[i] - r_lines[v[i]]) * r_steps[v[i]]), last)
+            cell = sums[u[i] * columns + v[i]]
+            cell[0] += 1
+            cell[1] += a
+            cell[2] += b
+            a, b = a >> coarse, b >> coarse
+            cell[3] += a
+            cell[4] += b
+            cell[5] += a * a
+            cell[6] += a * b
+            cell[7] += b * b

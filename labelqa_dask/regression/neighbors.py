@@ -17,7 +17,7 @@ pynndescent is imported here alone, when it is used: its kernels take up to a mi
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from threading import Lock
@@ -316,17 +316,13 @@ class Shards:
             distances,
             np.stack([distances[checked], exact, recall], axis=1),
             np.ones(1, np.int64),
-            self.n_neighbors,
-            self.scaled,
         )
 
     def no_work(self) -> LocalDistances:
         """Of a block that owns no shard."""
         nothing = np.empty(0)
         counts = np.empty(0, np.int64)
-        return LocalDistances(
-            nothing, nothing, counts, nothing, np.empty((0, 3)), np.zeros(1, np.int64), self.n_neighbors, self.scaled
-        )
+        return LocalDistances(nothing, nothing, counts, nothing, np.empty((0, 3)), np.zeros(1, np.int64))
 
     def _around(self, own: Ints) -> Ints:
         """Other points within half the extent of a shard, the nearest first, no more than it has itself."""
@@ -353,8 +349,6 @@ class LocalDistances:
     checked : (c, 3) float64
         Found and exact distance, and recall, of the points that were compared.
     shards : (1,) int64
-    n_neighbors : int
-    scaled : bool
     """
 
     labels: Floats
@@ -363,24 +357,16 @@ class LocalDistances:
     distances: Floats
     checked: Floats
     shards: NDArray[np.int64]
-    n_neighbors: int
-    scaled: bool
 
     def merge(self, other: Self) -> Self:
         joined: dict[str, Any] = {
             name: np.concatenate([getattr(self, name), getattr(other, name)])
             for name in ("labels", "residuals", "counts", "distances", "checked")
         }
-        return replace(self, **joined, shards=self.shards + other.shards)
+        return type(self)(**joined, shards=self.shards + other.shards)
 
-    def result(self) -> LocalScores:
-        order = np.lexsort((self.residuals, self.labels))
-        points = Points(self.labels[order], self.residuals[order], self.counts[order])
-        distances = self.distances[order]
-        scale = scale_of(weighted_median(distances, points.counts), self.scaled)
-        found, exact, recall = self.checked[np.lexsort(self.checked.T)].T.copy()
-        checked = Checked.of(recall, scores_of_distances(found, scale), scores_of_distances(exact, scale))
-        return LocalScores(ExactScores(points, distances, scale), int(self.n_neighbors), int(self.shards[0]), checked)
+    def result(self) -> Self:
+        return self
 
 
 @dataclass(frozen=True)
@@ -398,6 +384,17 @@ class LocalScores:
     n_neighbors: int
     shards: int
     checked: Checked
+
+    @classmethod
+    def of(cls, found: LocalDistances, n_neighbors: int, scaled: bool) -> Self:
+        """From the distances of all points, in any order."""
+        order = np.lexsort((found.residuals, found.labels))
+        points = Points(found.labels[order], found.residuals[order], found.counts[order])
+        distances = found.distances[order]
+        scale = scale_of(weighted_median(distances, points.counts), scaled)
+        near, exact, recall = found.checked[np.lexsort(found.checked.T)].T.copy()
+        checked = Checked.of(recall, scores_of_distances(near, scale), scores_of_distances(exact, scale))
+        return cls(ExactScores(points, distances, scale), n_neighbors, int(found.shards[0]), checked)
 
     @property
     def scale(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -162,10 +163,10 @@ class ParquetSource:
         return [self.location.url, self.columns, str(self.dtype), self.shape[1:], groups]
 
     def nbytes(self, block: Sequence[int]) -> int:
-        return int(np.prod(block)) * self.dtype.itemsize
+        return math.prod(block) * self.dtype.itemsize
 
     def decode_bytes(self, block: Sequence[int]) -> int:
-        row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
         longest = max((group.stop - group.start for group in self.groups), default=0)
         return 2 * row * max(block[0], longest) + 2 * max((group.nbytes for group in self.groups), default=0)
 

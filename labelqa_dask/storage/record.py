@@ -40,9 +40,8 @@ class Sealed:
     """What is written down with a digest of itself, so that damage shows."""
 
     def to_json(self) -> bytes:
-        content = dict(_encode(self))
-        content["digest"] = json_digest(content)
-        return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+        content = _canonical(_encode(self))
+        return f'{content[:-1]}, "digest": "{content_digest(content.encode())}"}}'.encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Self | None:
@@ -67,8 +66,9 @@ class Receipt(Sealed):
     origin : name of the version in which they were made; the others have taken them over.
     scored : whether there are scores; a region whose data cannot be scored is written without any.
     cuts : where the rows were cut into blocks, both ends included.
-    rows, blocks : digest of each output that was written for all rows at once, and of each one written block by block.
-    files : digest of each further file, by its path in the version.
+    rows, blocks : digest of each output that was written for all rows at once, unless into a file of the region's own,
+        and of each one written block by block.
+    files : digest of each file of the region's own, by its path in the version.
     """
 
     region: str
@@ -401,7 +401,11 @@ def dump_json(content: Any) -> bytes:
 
 def json_digest(content: Any) -> str:
     """Digest of what JSON can hold."""
-    return content_digest(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
+    return content_digest(_canonical(content).encode())
+
+
+def _canonical(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
 # States and receipts as JSON, by their own type annotations.

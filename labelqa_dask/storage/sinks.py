@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from hashlib import sha256
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -52,9 +52,11 @@ class Sink(Protocol):
     """Where scores go.
 
     `write_block` may be called for parts that cover whole chunks; `write_rows` once per region, or `leave_out` for one
-    without scores: those are missing then (NaN, or -1 where they are integers; in Parquet null). Both return digests of
-    the objects that they have written whole, by path in the version, where the format has such.
+    without scores: those are missing then (NaN, or -1 where they are integers; in Parquet null). Where each region has
+    files of its own (`by_file`) both return digests of them, by path in the version.
     """
+
+    by_file: ClassVar[bool]
 
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None: ...
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None: ...
@@ -99,6 +101,8 @@ class ZarrSink:
 
     location: Location
     groups: Mapping[str, str]
+
+    by_file: ClassVar[bool] = False
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
@@ -239,6 +243,8 @@ class ParquetSink:
 
     location: Location
 
+    by_file: ClassVar[bool] = True
+
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
         self.location.create()
 
@@ -344,8 +350,9 @@ def checksum(values: Array) -> str:
     """Digest of what an array holds, whatever format it is written in."""
     digest = sha256(f"{values.shape}{values.dtype}".encode())
     if values.dtype == object:
-        for value in values.tolist():
-            digest.update(f"{len(value)}:{value}".encode())
+        texts = values.tolist()
+        digest.update(np.fromiter(map(len, texts), np.int64, len(texts)).data)
+        digest.update("".join(texts).encode())
     else:
         digest.update(np.ascontiguousarray(values).view(np.uint8).data)
     return digest.hexdigest()[:32]

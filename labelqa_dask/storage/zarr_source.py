@@ -204,13 +204,13 @@ class ZarrSource:
         return _digest_of_json([kept, self.shape[1:], self.attributes])
 
     def nbytes(self, block: Sequence[int]) -> int:
-        return int(np.prod(block)) * self.dtype.itemsize
+        return math.prod(block) * self.dtype.itemsize
 
     def decode_bytes(self, block: Sequence[int]) -> int:
         result = self.nbytes(block)
-        chunk = int(np.prod(self.chunks)) * self.stored.itemsize
-        in_flight = min(_CHUNKS_IN_FLIGHT, int(np.prod([-(-b // c) for b, c in zip(block, self.chunks, strict=True)])))
-        raw = int(np.prod(block)) * self.stored.itemsize if self.attributes else 0
+        chunk = math.prod(self.chunks) * self.stored.itemsize
+        in_flight = min(_CHUNKS_IN_FLIGHT, math.prod([-(-b // c) for b, c in zip(block, self.chunks, strict=True)]))
+        raw = math.prod(block) * self.stored.itemsize if self.attributes else 0
         return result + raw + 2 * chunk * in_flight
 
     @property

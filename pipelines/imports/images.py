@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zipfile
 import zlib
@@ -91,7 +92,7 @@ def read_prediction(content: bytes, *, zipped: bool) -> Array:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 content = archive.read(_member(archive))
         shape, dtype, fortran, start = _check_header(io.BytesIO(content), len(content))
-        count = int(np.prod(shape))
+        count = math.prod(shape)
         flat: Array = np.frombuffer(content, dtype, count, start)
     except _UNREADABLE as error:
         raise Unfit(f"cannot be read as {'.npz' if zipped else '.npy'}: {_text(error)}") from None
@@ -146,7 +147,7 @@ def _check_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype
     if dtype.hasobject:
         raise Unfit("holds Python objects, not numbers")
     start = file.tell()
-    expected = start + int(np.prod(shape, dtype=object)) * dtype.itemsize
+    expected = start + math.prod(shape) * dtype.itemsize
     if size != expected:
         raise Unfit(f"has {size:,} bytes where its header says {expected:,}: was it copied whole?")
     return shape, dtype, fortran, start

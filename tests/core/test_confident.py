@@ -56,7 +56,7 @@ def lowest(scores: NDArray[Any], count: int, cuts: list[int], columns: list[int]
         if step.needed(None, stats, n) is not None:
             for block in blocks:
                 state = merge_states(state, step.reduce(block, None, stats))
-        stats[step.name] = None if state is None else state.result()
+        stats[step.name] = step.result(state, None, stats)
     found = np.zeros(scores.shape, bool)
     for block in blocks:
         top, left = block.origin["example"], block.origin["y"]
@@ -119,7 +119,7 @@ def test_the_last_tie_is_looked_for_in_a_range_of_rows_only(monkeypatch: pytest.
         state = None
         for part in states:
             state = merge_states(state, part)
-        stats[step.name] = None if state is None else state.result()
+        stats[step.name] = step.result(state, None, stats)
     assert seen == [range(16, 24)]
     block = Block(whole.arrays, {"example": 0}, sizes=whole.sizes)
     found = SEARCH.candidates(inspect(block, None, stats, True), block, stats)

@@ -304,7 +304,7 @@ def test_examples_without_annotations_have_no_consensus_and_change_nothing() -> 
         arrays: dict[str, Any] = {"annotations": grouped, "pred_probs": pred_probs}
         stats: dict[str, Any] = {}
         for step in TASK.passes(params):
-            stats[step.name] = step.of(Block(arrays), params, stats).result()
+            stats[step.name] = step.result(step.of(Block(arrays), params, stats), params, stats)
         return TASK.score(Block(arrays), params, stats), stats
 
     scores, stats = results(example, N, TIED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from labelqa_dask.core.blocks import Whole, reduce_arrays
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput
-from labelqa_dask.core.task import Block
-from labelqa_dask.regression import TASK, count, get_label_quality_scores, survey
+from labelqa_dask.core.task import Block, merge_states
+from labelqa_dask.regression import TASK, get_label_quality_scores
 from labelqa_dask.regression.exact import mean_distances
 from labelqa_dask.regression.grid import Axis, Grid, Masses, count_cells
 from labelqa_dask.regression.rows import Rows, scores_of_distances
@@ -138,11 +140,9 @@ def test_the_field_does_not_depend_on_chunks(sizes: tuple[int, ...], kind: str) 
             Block({"labels": labels[a:b], "predictions": predictions[a:b]}, {"example": a}) for a, b in pairwise(bounds)
         ]
         stats: dict[str, Any] = {}
-        for name, of in (("survey", survey), ("count", count)):
-            state = of(parts[0], params, stats)
-            for part in parts[1:]:
-                state = state.merge(of(part, params, stats))
-            stats[name] = state.result()
+        for step in TASK.passes(params):
+            state = reduce(merge_states, (step.reduce(part, params, stats) for part in parts))
+            stats[step.name] = step.result(state, params, stats)
         return stats["count"]
 
     whole, cut = field([0, 3000]), field([0, *np.cumsum(sizes).tolist()])
@@ -171,9 +171,8 @@ def test_the_sample_is_drawn_by_row_number_alone() -> None:
 def test_a_field_that_misses_its_tolerance_says_so() -> None:
     labels, predictions = regression_data(3000)
     params = TASK.params(neighbors="field")
-    block = Block({"labels": labels, "predictions": predictions})
-    stats = {"survey": survey(block, params, {}).result()}
-    stats["count"] = count(block, params, stats).result()
+    whole = Whole({"labels": labels, "predictions": predictions}, {"example": 3000})
+    stats = reduce_arrays(TASK, whole, params)
     assert TASK.remarks(params, stats) == ()
     assert TASK.statistics(params, stats)["tolerance_met"]
     missed = {**stats, "count": replace(stats["count"], error=0.02)}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from labelqa_dask.core import blocks
 from labelqa_dask.core.errors import InvalidConfig
 from labelqa_dask.core.task import Block
-from labelqa_dask.regression import TASK, get_label_quality_scores, neighbors, search, survey
+from labelqa_dask.regression import TASK, get_label_quality_scores, neighbors, search, survey, surveyed
 from labelqa_dask.regression.neighbors import Index, LocalScores, SampledDistances, Shards
 from tests.strategies import regression_data
 
@@ -138,7 +138,7 @@ def test_each_shard_is_worked_on_once_however_rows_are_cut() -> None:
         ]
 
     state = survey(parts([0, 300])[0], params, {})
-    stats = {"survey": state.result()}
+    stats = {"survey": surveyed(state, params, {})}
     for cuts in ([0, 300], [0, 0, 1, 150, 299, 300]):
         states = [search(part, params, stats) for part in parts(cuts)]
         assert sum(int(each.shards[0]) for each in states) == 1
