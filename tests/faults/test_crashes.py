@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import dask
 import pytest
 import yaml
 from distributed import Client, LocalCluster
@@ -236,6 +237,31 @@ def test_workers_that_are_killed_in_every_stage_are_replaced_and_nothing_is_lost
     assert begun.of("_work_on") == {f"{i:05d}" for i in range(REGIONS)}
     assert max(counts.values()) <= 2
     assert sum(count - 1 for count in counts.values()) <= sum(killer.in_hand.values()), "only that is done again"
+
+
+@pytest.mark.slow
+@on_disk
+def test_a_worker_that_is_frozen_is_given_up_and_its_regions_are_done_by_others(place: Place, client: Client) -> None:
+    audit = audit_in_kind(place, client, "segmentation")
+    frozen: set[str] = set()
+
+    def freeze(progress: Progress) -> None:
+        if progress.stage == "score" and progress.done == 2 and not frozen:
+            address, pid = next(iter(other.client.run(os.getpid).items()))
+            frozen.add(address)
+            os.kill(pid, signal.SIGSTOP)
+
+    with (
+        dask.config.set({"distributed.scheduler.worker-ttl": "3s"}),
+        LocalCluster(n_workers=WORKERS, threads_per_worker=1, memory_limit="2GiB", dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as doomed,
+    ):
+        other = replace(audit, client=doomed, out="disturbed")
+        other.run(freeze)
+        assert frozen
+        assert not frozen & doomed.nthreads().keys()
+    audit.run()
+    assert other.published() == audit.published()
 
 
 # -- clusters that are no children of the driver
