@@ -22,6 +22,7 @@ from labelqa_dask.storage.location import Location
 from pipelines.audit import run_audit
 from pipelines.config import AuditConfig, parse_config
 from pipelines.plan import Plan, make_plan
+from pipelines.regions import Listener
 
 CLASSES, HEIGHT, WIDTH = 19, 512, 512
 METHODS = {"softmin": 1, "num_pixel_issues": 4}
@@ -86,10 +87,10 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def audit(plan: Plan, client: Client, out: Location) -> None:
+def audit(plan: Plan, client: Client, out: Location, listener: Listener = lambda progress: None) -> None:
     """One audit into an empty output."""
     out.delete()
-    run_audit(plan, client, lambda progress: None)
+    run_audit(plan, client, listener)
 
 
 def table(gigabytes: float = 4.0) -> Table:
