@@ -165,9 +165,9 @@ class Pass(Generic[ParamsT]):
 
     def result(self, state: State | None, params: ParamsT, stats: Stats) -> Any:
         """What scores rest on, from the state of all blocks; None where the pass was not needed."""
-        if state is None or self.settle is None:
-            return None if state is None else state.result()
-        return self.settle(state, params, stats)
+        if state is None:
+            return None
+        return state.result() if self.settle is None else self.settle(state, params, stats)
 
 
 def merge_states(left: StateT | None, right: StateT | None) -> StateT | None:
