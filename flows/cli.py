@@ -337,7 +337,7 @@ def main() -> None:
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         end.status = BAD_CONFIGURATION if isinstance(error, InvalidConfig) else FAILED
     except SystemExit as done:
-        if not isinstance(done.code, str):  # or else it is what went wrong, in words
+        if done.code is None or isinstance(done.code, int):  # or else it is what went wrong, in words
             end.status = done.code or 0
         raise
 
@@ -471,8 +471,9 @@ def _table_of(frame: pd.DataFrame) -> Table:
         number = frame[name].dtype.kind in "iuf"
         table.add_column(str(name), justify="right" if number else "left")
         formats.append((lambda value: f"{value:.4g}") if frame[name].dtype.kind == "f" else str)
-    for row in frame.itertuples(index=False):
-        table.add_row(*(Text(_printable(form(value))) for form, value in zip(formats, row, strict=True)))
+    for row, missing in zip(frame.itertuples(index=False), frame.isna().to_numpy(), strict=True):
+        shown = ("" if none else form(value) for form, value, none in zip(formats, row, missing, strict=True))
+        table.add_row(*(Text(_printable(text)) for text in shown))
     return table
 
 

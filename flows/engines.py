@@ -17,7 +17,7 @@ from distributed import Status
 from distributed.deploy.cluster import Cluster
 
 from labelqa_dask.core.errors import InvalidConfig, RunFailed
-from labelqa_dask.core.extras import needed
+from labelqa_dask.core.extras import import_extra
 from pipelines.clusters import AnyBegunCluster, AnyJobsCluster, CoiledCluster, JobsCluster, KubernetesCluster
 
 # Blocks of some MiB come and go all the time. By default each is mapped anew in pages of 4 KiB, and faulting them in
@@ -28,9 +28,9 @@ ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-# Dask looks at the frames of all threads a hundred times a second, to tell where time goes. In Python 3.11 (up to
-# 3.11.8, CPython #106883) that stops the process for good where garbage is collected at that very moment: seen once in
-# 65,000 regions, after which the scheduler waited five minutes before it gave the worker up.
+# Dask looks at the frames of all threads a hundred times a second, to tell where time goes. In older releases of Python
+# 3.11 (CPython #106883) that stops the process for good where garbage is collected at that very moment: seen twice,
+# after some 65,000 regions; the scheduler waited five minutes before it gave the worker up.
 UNPROFILED = {"distributed.worker.profile.enabled": False}
 ENVIRONMENT = {**ALLOCATOR, "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}
 # Dask asks for as many workers as finish the work that it knows of within a time. A run lets it know of a few regions
@@ -65,7 +65,7 @@ def begin(settings: AnyBegunCluster) -> Cluster:
             return _begin_jobs(settings)
         if isinstance(settings, KubernetesCluster):
             return _begin_pods(settings)
-        return needed("coiled", "coiled", "cluster").Cluster(**coiled_arguments(settings))
+        return import_extra("coiled", "coiled", "cluster").Cluster(**coiled_arguments(settings))
     except InvalidConfig:
         raise
     except Exception as error:
@@ -100,7 +100,7 @@ def job_queue(settings: AnyJobsCluster) -> Any:
 
 
 def _queue_class(settings: AnyJobsCluster) -> Any:
-    return getattr(needed("dask_jobqueue", "jobqueue", "cluster"), _QUEUES[settings.kind])
+    return getattr(import_extra("dask_jobqueue", "jobqueue", "cluster"), _QUEUES[settings.kind])
 
 
 def _begin_jobs(settings: AnyJobsCluster) -> Cluster:
@@ -143,7 +143,7 @@ def kubernetes_spec(settings: KubernetesCluster, name: str) -> dict[str, Any]:
     """The DaskCluster resource that the operator makes pods of."""
     memory = str(parse_bytes(settings.memory_limit))
     threads = settings.threads_per_worker
-    spec = needed("dask_kubernetes.operator", "kubernetes", "cluster").make_cluster_spec(
+    spec = import_extra("dask_kubernetes.operator", "kubernetes", "cluster").make_cluster_spec(
         name=name,
         image=settings.image,
         n_workers=settings.workers.minimum,
@@ -165,7 +165,7 @@ def kubernetes_spec(settings: KubernetesCluster, name: str) -> dict[str, Any]:
 
 def _begin_pods(settings: KubernetesCluster) -> Cluster:
     spec = kubernetes_spec(settings, f"labelqa-{uuid4().hex[:10]}")
-    cluster = needed("dask_kubernetes.operator", "kubernetes", "cluster").KubeCluster(
+    cluster = import_extra("dask_kubernetes.operator", "kubernetes", "cluster").KubeCluster(
         custom_cluster_spec=spec, namespace=settings.namespace, quiet=True
     )
     workers = settings.workers

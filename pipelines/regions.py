@@ -30,7 +30,7 @@ from pipelines.statistics import statistics
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 _RETRIES = 2
-_REGIONS_PER_THREAD = 3
+_ITEMS_PER_THREAD = 3
 _SECONDS_BETWEEN_COUNTS = 1.0
 
 
@@ -200,8 +200,8 @@ def in_flight(
     with the data; what is still under way when the caller stops is given back. Once there is `enough` no further items
     are begun. `worker_bytes`, the planned memory of a worker, is told where workers die.
 
-    What has completed meanwhile is fetched at once, and what follows it begun at once: the busier the client and the
-    scheduler are, the less there is to do for each item.
+    What has completed meanwhile is fetched at once: the busier the client and the scheduler are, the less there is to
+    do for each item. What follows is begun for all threads at once, while each has another item waiting.
     """
     waiting = iter(items)
     begun: dict[Future[Any], ItemT] = {}
@@ -211,8 +211,9 @@ def in_flight(
     def begin() -> None:
         if enough():
             return
-        width = max(2, _REGIONS_PER_THREAD * threads.count())
-        following = list(islice(waiting, max(0, width - len(begun))))
+        count = threads.count()
+        free = _ITEMS_PER_THREAD * count - len(begun)
+        following = list(islice(waiting, free if free >= count else 0))
         if following:
             futures = client.map(function, following, pure=False, retries=_RETRIES)
             begun.update(zip(futures, following, strict=True))
@@ -242,7 +243,10 @@ def in_flight(
 
 
 class _Threads:
-    """How many threads all workers have; asked for now and then, since each answer names every worker."""
+    """How many threads all workers have; asked for now and then, since each answer names every worker.
+
+    Where there are none one is counted: some clusters begin workers only where there is work.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client, self._known, self._asked = client, 0, -math.inf
@@ -250,7 +254,7 @@ class _Threads:
     def count(self) -> int:
         if time.monotonic() - self._asked > _SECONDS_BETWEEN_COUNTS:
             try:
-                self._known = sum(self._client.nthreads().values())
+                self._known = max(1, sum(self._client.nthreads().values()))
             except OSError as error:
                 raise _scheduler_lost(error) from None
             self._asked = time.monotonic()

@@ -8,7 +8,7 @@ from typing import Any
 from labelqa_dask.core.errors import InvalidConfig
 
 
-def needed(module: str, extra: str, where: str) -> Any:
+def import_extra(module: str, extra: str, where: str) -> Any:
     """A module of a package that an extra installs; what needs it is told where it is missing.
 
     Raises

@@ -174,6 +174,10 @@ def _holds_every_row(params: RegressionParams) -> bool:
     return params.neighbors == "exact" or params.n_neighbors is not None
 
 
+def _is_scaled(params: RegressionParams) -> bool:
+    return params.distance_scaling == "median"
+
+
 @dataclass(frozen=True)
 class Plane:
     """Rows that are too many to be compared with each other, and a grid to count them in."""
@@ -184,7 +188,7 @@ class Plane:
 
 def surveyed(rows: Rows, params: RegressionParams, stats: Stats) -> Any:
     """Exact scores or `SampledDistances` where every row is at hand, `Shards`, or else a `Plane`."""
-    scaled = params.distance_scaling == "median"
+    scaled = _is_scaled(params)
     if params.n_neighbors is not None:
         return Shards.of(rows, params.residual_scale, params.n_neighbors, scaled)
     if params.neighbors == "field" or (rows.count > EXACT_ROWS and rows.capacity < EVERY_ROW):
@@ -215,8 +219,7 @@ def count(block: Block, params: RegressionParams, stats: Stats) -> Count:
 def counted(state: Count, params: RegressionParams, stats: Stats) -> Any:
     """`DistanceField`, or `SampledDistances`."""
     plane: Plane = stats["survey"]
-    scaled = params.distance_scaling == "median"
-    settings = FieldSettings(params.residual_scale, params.frac_neighbors, scaled, params.tolerance)
+    settings = FieldSettings(params.residual_scale, params.frac_neighbors, _is_scaled(params), params.tolerance)
     return _sampled(DistanceField.of(plane.rows, state.sums, plane.grid, settings), plane.rows, params)
 
 
@@ -224,8 +227,7 @@ def _sampled(distances: ExactScores | DistanceField, rows: Rows, params: Regress
     """The distances, or those to the nearest of a sample where these are wanted."""
     if params.neighbors != "pynndescent":
         return distances
-    scaled = params.distance_scaling == "median"
-    return SampledDistances.of(rows, distances, params.residual_scale, params.frac_neighbors, scaled)
+    return SampledDistances.of(rows, distances, params.residual_scale, params.frac_neighbors, _is_scaled(params))
 
 
 def unless_settled(params: RegressionParams, stats: Stats, n: int) -> range | None:

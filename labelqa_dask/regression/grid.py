@@ -30,6 +30,10 @@ _COARSE_STEPS = 1 << _COARSE_BITS
 PIECE_ROWS = 512
 """Rows whose intervals are found together, by a loop without branches; where they lie stays in the cache."""
 
+# Values closer together than this are in one place: features are differences divided by 1e-100 at the least. Smaller
+# ones have no inverse.
+_CLOSEST = 1e-150
+
 _OCTAVES = 60
 _BUCKETS_PER_OCTAVE = 256
 _BUCKETS = _OCTAVES * _BUCKETS_PER_OCTAVE
@@ -57,6 +61,7 @@ class Axis:
         centre = float(np.median(values))
         away = np.abs(values - centre)
         width = float(np.median(away[away > 0])) if away.any() else max(highest - centre, centre - lowest) or 1.0
+        width = max(width, _CLOSEST)
         known = np.concatenate([[lowest], values, [highest]])
         warped = np.arcsinh((known - centre) / width)
         share = np.arange(len(known)) / (len(known) - 1)
@@ -81,7 +86,7 @@ class Axis:
     def widths(self) -> Floats:
         """Widths of the intervals; one that holds a single value has none."""
         widths = np.diff(self.lines)
-        widths[np.nextafter(self.lines[:-1], np.inf) == self.lines[1:]] = 0.0
+        widths[(np.nextafter(self.lines[:-1], np.inf) == self.lines[1:]) | (widths < _CLOSEST)] = 0.0
         return widths
 
     def coarser(self, factor: int) -> NDArray[np.intp]:
@@ -217,7 +222,8 @@ def find_intervals(values: Any, axis: Any, out: Any) -> None:
     """Index of the interval that holds each value between the first and the last line, uint64.
 
     Indices are unsigned, since for signed ones each access asks whether it counts from the end. Floor: values read
-    once, and for each a bucket, two entries of tables that the caches hold, and a comparison, in vectors.
+    once, and for each a bucket, two entries of tables that the caches hold, and a comparison, in vectors; where some
+    lines share a bucket, a search among them instead.
     """
     lines, buckets, centre, inverse_width, _, apart = axis
     one = np.uint64(1)

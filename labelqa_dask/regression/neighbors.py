@@ -26,7 +26,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from labelqa_dask.core.extras import needed
+from labelqa_dask.core.extras import import_extra
 from labelqa_dask.core.kernels import kernel
 from labelqa_dask.regression.exact import ExactScores, Points, weighted_median
 from labelqa_dask.regression.rows import Floats, Rows, features_per_unit, scale_of, scores_of_distances
@@ -100,7 +100,7 @@ class Index:
 
     @cached_property
     def _built(self) -> Any:
-        pynndescent = needed("pynndescent", "pynndescent", "neighbors")
+        pynndescent = import_extra("pynndescent", "pynndescent", "neighbors")
         places = np.stack([self._x, self._y], axis=1).astype(np.float32)
         with warnings.catch_warnings():
             # What was not found shows in the recall, and is searched for among all.

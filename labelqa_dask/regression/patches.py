@@ -210,8 +210,8 @@ def _halves(rectangles: Ints, cuts: Ints) -> Ints:
 
 
 def inverse_or_zero(values: Floats) -> Floats:
-    """1 / value, and 0 where that is not positive."""
-    return np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
+    """1 / value, and 0 where that is next to nothing: places as close as 1e-100 are one."""
+    return np.divide(1.0, values, out=np.zeros_like(values), where=values > 1e-100)
 
 
 _MONOMIALS = [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (1, 1), (2, 1), (3, 1), (0, 2), (1, 2), (0, 3), (1, 3)]

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, StorageError
-from labelqa_dask.core.extras import needed
+from labelqa_dask.core.extras import import_extra
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.parquet_source import ParquetFiles
 from labelqa_dask.storage.tables import APP, Part
@@ -61,7 +61,7 @@ class DeltaLake:
         return number
 
     def publish(self, number: int, schema: pa.Schema, parts: Sequence[Part]) -> None:
-        delta, log = self._package(), needed("deltalake.transaction", "delta", str(self))
+        delta, log = self._package(), import_extra("deltalake.transaction", "delta", str(self))
         now = int(time.time() * 1000)
         adds = [log.AddAction(part.path, part.size, {}, now, True, _statistics(part)) for part in parts]
         told = log.CommitProperties(app_transactions=[delta.Transaction(APP, number)])
@@ -80,7 +80,7 @@ class DeltaLake:
             )
 
     def _package(self) -> Any:
-        return needed("deltalake", "delta", str(self))
+        return import_extra("deltalake", "delta", str(self))
 
     def _exists(self) -> bool:
         with self._errors():
@@ -139,7 +139,7 @@ class DeltaLake:
     @contextmanager
     def _errors(self, doing: str = "") -> Iterator[None]:
         """Turn what deltalake raises into errors that name the table."""
-        errors = needed("deltalake.exceptions", "delta", str(self))
+        errors = import_extra("deltalake.exceptions", "delta", str(self))
         with self.location.errors_of(""):
             try:
                 yield

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, LabelQAError, StorageError
-from labelqa_dask.core.extras import needed
+from labelqa_dask.core.extras import import_extra
 from labelqa_dask.storage.location import Location, StorageOptions
 from labelqa_dask.storage.parquet_source import ParquetFiles
 from labelqa_dask.storage.tables import APP, Part
@@ -72,7 +72,7 @@ class Iceberg:
         )
 
     def publish(self, number: int, schema: pa.Schema, parts: Sequence[Part]) -> None:
-        to_data_file = needed("pyiceberg.io.pyarrow", "iceberg", str(self)).parquet_file_to_data_file
+        to_data_file = import_extra("pyiceberg.io.pyarrow", "iceberg", str(self)).parquet_file_to_data_file
         with self._errors():
             table = self._catalog().create_table_if_not_exists(self.name, schema)
             before = [entry.data_file for entry in self._entries(table, table.current_snapshot())]
@@ -94,12 +94,12 @@ class Iceberg:
         return self.out.url
 
     def _catalog(self) -> Any:
-        return needed("pyiceberg.catalog", "iceberg", str(self)).load_catalog(self.catalog, **self._properties)
+        return import_extra("pyiceberg.catalog", "iceberg", str(self)).load_catalog(self.catalog, **self._properties)
 
     def _load(self) -> Any:
         if self.catalog is not None:
             return self._catalog().load_table(self.name)
-        static = needed("pyiceberg.table", "iceberg", str(self)).StaticTable
+        static = import_extra("pyiceberg.table", "iceberg", str(self)).StaticTable
         return static.from_metadata(Location.parse(self.name, self.options).url, self._properties)
 
     @property
@@ -111,7 +111,7 @@ class Iceberg:
 
     def _entries(self, table: Any, snapshot: Any) -> Iterator[Any]:
         """The data files of a snapshot; refused where rows of theirs are deleted elsewhere."""
-        data = needed("pyiceberg.manifest", "iceberg", str(self)).DataFileContent.DATA
+        data = import_extra("pyiceberg.manifest", "iceberg", str(self)).DataFileContent.DATA
         for manifest in snapshot.manifests(table.io) if snapshot else ():
             entries = manifest.fetch_manifest_entry(table.io, discard_deleted=True)
             if any(entry.data_file.content != data for entry in entries):
@@ -138,7 +138,7 @@ class Iceberg:
     @contextmanager
     def _errors(self) -> Iterator[None]:
         """Turn what pyiceberg and its catalogs raise into errors that name the table."""
-        needed("pyiceberg", "iceberg", str(self))
+        import_extra("pyiceberg", "iceberg", str(self))
         try:
             yield
         except LabelQAError:

@@ -20,7 +20,7 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from labelqa_dask.core.errors import InvalidConfig, StorageError, nearest
-from labelqa_dask.core.extras import needed
+from labelqa_dask.core.extras import import_extra
 from labelqa_dask.storage.location import CutOff, Entry, Location, MissingObject, map_ahead
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def _explained(text: str, place: str) -> StorageError:
 
 
 def _icechunk(place: Location) -> Any:
-    return needed("icechunk", "icechunk", str(place))
+    return import_extra("icechunk", "icechunk", str(place))
 
 
 @lru_cache(maxsize=16)

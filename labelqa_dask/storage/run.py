@@ -36,13 +36,12 @@ class Run:
     @cached_property
     def worst(self) -> pd.DataFrame:
         """The worst examples, worst first."""
-        content = self.version.location.read("worst.parquet")
-        return pq.read_table(io.BytesIO(content)).to_pandas()
+        return _frame(self.version.location.read("worst.parquet"))
 
     @cached_property
     def annotators(self) -> pd.DataFrame:
         """Quality and weight of each annotator, worst first, where there are several."""
-        return pq.read_table(io.BytesIO(self.version.location.read("annotators.parquet"))).to_pandas()
+        return _frame(self.version.location.read("annotators.parquet"))
 
     @cached_property
     def annotations(self) -> dd.DataFrame:
@@ -78,6 +77,17 @@ class Run:
     def report(self) -> Location:
         """Where the report is."""
         return self.version.location / "report.html"
+
+
+def _frame(content: bytes) -> pd.DataFrame:
+    """A Parquet file; whole numbers stay whole where some are missing."""
+    table = pq.read_table(io.BytesIO(content))
+    whole = [
+        name
+        for name, column in zip(table.column_names, table.columns, strict=True)
+        if column.null_count and pa.types.is_integer(column.type)
+    ]
+    return table.to_pandas().astype(dict.fromkeys(whole, "Int64"))
 
 
 def _lists_as_they_are(value: pa.DataType) -> pd.ArrowDtype | None:

@@ -77,7 +77,7 @@ class Sink(Protocol):
         """Copy what was written for the rows of a region in a former version, a folder of the same place.
 
         There the region may have had another name and another first row, and digests of its `files`. Raises
-        FileNotFoundError where something is missing there.
+        FileNotFoundError where something is missing there, or is not what was written and would be written anew.
         """
         ...
 
@@ -279,7 +279,10 @@ class ParquetSink:
         if was[1] == start:
             _copy(former, self.location.parent, [(old, new)], may_be_missing=False)
             return {new: files[old]}
-        table = pq.read_table(io.BytesIO(former.read(old)))
+        found = former.read(old)
+        if content_digest(found) != files[old]:
+            raise FileNotFoundError(str(former / old))
+        table = pq.read_table(io.BytesIO(found))
         content = parquet_bytes(table.set_column(0, "row", pa.array(np.arange(start, stop, dtype=np.int64))))
         self.location.parent.write(new, content)
         return {new: content_digest(content)}
@@ -350,9 +353,8 @@ def checksum(values: Array) -> str:
     """Digest of what an array holds, whatever format it is written in."""
     digest = sha256(f"{values.shape}{values.dtype}".encode())
     if values.dtype == object:
-        texts = values.tolist()
-        digest.update(np.fromiter(map(len, texts), np.int64, len(texts)).data)
-        digest.update("".join(texts).encode())
+        for value in values.tolist():
+            digest.update(f"{len(value)}:{value}".encode())
     else:
         digest.update(np.ascontiguousarray(values).view(np.uint8).data)
     return digest.hexdigest()[:32]

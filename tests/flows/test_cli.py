@@ -209,6 +209,13 @@ def test_a_refresh_says_what_was_taken_over_and_what_was_read(audited):
     assert "Scores rest on the statistics of v000002, of 115 examples. Those of these data would be other by" in printed
 
 
+@pytest.mark.parametrize(("code", "status"), [("None", 0), ("7", 7), ("'out of words'", 1)])
+def test_what_ends_the_command_says_its_exit_status_or_what_went_wrong(code, status):
+    ending = f"from flows import cli\ncli.app = lambda **_: exit({code})\ncli.main()"
+    done = subprocess.run([sys.executable, "-c", ending], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (status, code.strip("'") if status == 1 else "")
+
+
 ASKING_THE_STORE = """
 import asyncio, threading
 import obstore

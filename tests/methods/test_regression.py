@@ -155,6 +155,13 @@ def test_the_field_does_not_depend_on_chunks(sizes: tuple[int, ...], kind: str) 
     )
 
 
+@pytest.mark.parametrize("size", [5e-324, 1e-310, 1e-200, 1e-99, 1e-9])
+def test_labels_of_any_size_have_the_scores_of_every_distance(size: float) -> None:
+    labels, predictions = (size * values for values in regression_data(3000))
+    exact, field = (get_label_quality_scores(labels, predictions, neighbors=how) for how in ("exact", "field"))
+    np.testing.assert_allclose(field, exact, rtol=0, atol=1e-3)
+
+
 def test_the_sample_is_drawn_by_row_number_alone() -> None:
     labels, predictions = regression_data(5000)
     whole = Rows.of(Block({"labels": labels, "predictions": predictions}, {"example": 0}), 100)

@@ -18,6 +18,7 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, OutdatedRun, RunConflict
 from labelqa_dask.storage.record import version_names
+from labelqa_dask.storage.sinks import parquet_bytes
 from pipelines.audit import Audited, run_audit
 from pipelines.plan import make_plan
 from pipelines.verify import verify
@@ -491,6 +492,21 @@ def test_what_is_missing_in_the_version_before_is_made_again(place: Place, clien
     rewrite_rows(audit, [11])
     refreshed(audit)
     assert len(scored_in(audit, "v000002")) == 3
+    assert_as_from_scratch(audit, "v000002")
+
+
+@on_disk
+def test_a_part_of_other_bytes_than_were_written_is_not_given_other_row_numbers(place: Place, client: Client) -> None:
+    example = replace(TASKS["multiclass"], params={})
+    audit = parquet_audit(place, client, example, {name: part(rows, example) for name, rows in FILES.items()})
+    audit.run()
+    before = audit.version().location
+    table = pq.read_table(io.BytesIO(before.read("scores/part-00004.parquet")))
+    scores = table["label_quality_score"].to_numpy() / 2
+    before.write("scores/part-00004.parquet", parquet_bytes(table.set_column(1, "label_quality_score", [scores])))
+    read = change_files(audit, "new at the beginning")
+    refreshed(audit)
+    assert len(scored_in(audit, "v000002")) == read + 1
     assert_as_from_scratch(audit, "v000002")
 
 

@@ -53,6 +53,12 @@ def test_parquet_scores_open_lazily_as_dask(place: Place, client: Client) -> Non
     np.testing.assert_array_equal(frame["label_quality_score"], SCORES)
 
 
+def test_whole_numbers_stay_whole_where_some_are_missing(place: Place) -> None:
+    version = publish(place, "v000001", "parquet")
+    version.location.write("worst.parquet", parquet_bytes(pa.table({"row": [3, 1], "area": [7, None]})))
+    assert open_run(place.url("out"), place.options).worst.to_csv(index=False) == "row,area\n3,7\n1,\n"
+
+
 def test_the_worst_and_the_summary_are_those_of_the_newest_version(place: Place) -> None:
     publish(place, "v000001", "zarr")
     publish(place, "v000002", "parquet")
