@@ -118,13 +118,14 @@ def end_to_end(rows: float = 100e6) -> Table:
 
     The files are dropped from the page cache before every walk over them, or they are all in it.
     """
-    columns = "threads", "passes", "audit", "reading once", "ratio", "target", "peak memory", "planned"
+    columns = "threads", "passes", "audit", "reading once", "MB/s", "ratio", "target", "peak memory", "planned"
     size = format_bytes(16 * int(rows))
     result = Table(f"{int(rows):,} rows, {size}", *columns, title="OUTRE end to end, from Parquet")
     folder = tempfile.mkdtemp(prefix="labelqa-bench-")
     try:
         data, out = (Location.parse(f"{folder}/{name}") for name in ("rows", "audit"))
         write_rows(data, int(rows))
+        stored = sum(entry.size for entry in data.entries())
         for where, threads in (("on the disk", 2), ("on the disk", 1), ("in the page cache", 1)):
             config = config_for(data, out, threads)
             plan = make_plan(config, resources_of(config))
@@ -149,6 +150,7 @@ def end_to_end(rows: float = 100e6) -> Table:
                 f"{passes}",
                 f"{ours:.1f} s",
                 f"{reading:.1f} s",
+                f"{stored / reading / 1e6:.0f}",
                 f"{1 / (pairs.ratio * passes):.2f}",
                 "≤ 1.5",
                 format_bytes(peak),
