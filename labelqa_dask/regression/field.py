@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelqa_dask.core.kernels import kernel
-from labelqa_dask.regression.grid import PIECE_ROWS, Grid, Masses, cells_of, find_intervals
+from labelqa_dask.regression.grid import PIECE_ROWS, Grid, Masses, cells_of, find_piece
 from labelqa_dask.regression.patches import Patching, Plane, inverse_or_zero, values_at
 from labelqa_dask.regression.rows import Floats, Rows, features_per_unit, scale_of
 from labelqa_dask.regression.sources import Sources
@@ -235,9 +235,7 @@ def _distances_of_rows(
     columns = np.uint64(len(residual_axis[0]) - 1)
     u, v = np.empty(PIECE_ROWS, np.uint64), np.empty(PIECE_ROWS, np.uint64)
     for start in range(0, len(labels), PIECE_ROWS):
-        y, r = labels[start : start + PIECE_ROWS], residuals[start : start + PIECE_ROWS]
-        find_intervals(y, label_axis, u)
-        find_intervals(r, residual_axis, v)
+        y, r = find_piece(labels, residuals, start, label_axis, residual_axis, u, v)
         for i in range(len(y)):
             c = patches[np.uint64(patch_of[u[i] * columns + v[i]])]
             s, t = (y[i] - c[0]) * c[2], (r[i] - c[1]) * c[3]

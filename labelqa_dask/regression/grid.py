@@ -245,6 +245,15 @@ def find_intervals(values: Any, axis: Any, out: Any) -> None:
 
 
 @kernel
+def find_piece(labels: Any, residuals: Any, start: int, label_axis: Any, residual_axis: Any, u: Any, v: Any) -> Any:
+    """The labels and residuals of the piece of the rows that starts there, and in u and v their intervals."""
+    y, r = labels[start : start + PIECE_ROWS], residuals[start : start + PIECE_ROWS]
+    find_intervals(y, label_axis, u)
+    find_intervals(r, residual_axis, v)
+    return y, r
+
+
+@kernel
 def _add_to_cells(labels: Any, residuals: Any, label_axis: Any, residual_axis: Any, sums: Any) -> None:
     """Floor: rows read once, their intervals, and for each one cache line of sums changed."""
     lines, _, _, _, steps, _ = label_axis
@@ -254,9 +263,7 @@ def _add_to_cells(labels: Any, residuals: Any, label_axis: Any, residual_axis: A
     coarse = np.int64(_STEP_BITS - _COARSE_BITS)
     u, v = np.empty(PIECE_ROWS, np.uint64), np.empty(PIECE_ROWS, np.uint64)
     for start in range(0, len(labels), PIECE_ROWS):
-        y, r = labels[start : start + PIECE_ROWS], residuals[start : start + PIECE_ROWS]
-        find_intervals(y, label_axis, u)
-        find_intervals(r, residual_axis, v)
+        y, r = find_piece(labels, residuals, start, label_axis, residual_axis, u, v)
         for i in range(len(y)):
             a = min(np.int64((y[i] - lines[u[i]]) * steps[u[i]]), last)
             b = min(np.int64((r[i] - r_lines[v[i]]) * r_steps[v[i]]), last)
