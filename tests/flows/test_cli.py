@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 import yaml
 import zarr
+from rich.console import Console
 
+from flows.cli import _table_of
 from labelqa_dask.core.task import task_names
 
 
@@ -72,6 +74,13 @@ def test_top_is_csv_where_there_is_no_terminal(audited):
     assert list(frame) == ["row", "label_quality_score", "given_label", "suggested_label"]
     assert len(frame) == 5
     assert frame["label_quality_score"].is_monotonic_increasing
+
+
+def test_what_is_missing_is_shown_as_nothing():
+    frame = pd.DataFrame({"area": pd.array([7, None], "Int64"), "score": [0.5, None], "id": ["a", None]})
+    terminal = Console(file=io.StringIO(), width=40)
+    terminal.print(_table_of(frame))
+    assert [line.split() for line in terminal.file.getvalue().splitlines()] == [[*frame], ["7", "0.5", "a"], []]
 
 
 def test_the_output_may_be_named_by_its_configuration(audited):
