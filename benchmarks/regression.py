@@ -125,37 +125,40 @@ def end_to_end(rows: float = 100e6) -> Table:
     try:
         data, out = (Location.parse(f"{folder}/{name}") for name in ("rows", "audit"))
         write_rows(data, int(rows))
-        stored = sum(entry.size for entry in data.entries())
-        for where, threads in (("on the disk", 2), ("on the disk", 1), ("in the page cache", 1)):
-            config = config_for(data, out, threads)
-            plan = make_plan(config, resources_of(config))
-            before = partial(drop_from_cache, data) if where == "on the disk" else lambda: None
-
-            def walk(progress: Progress, before: Callable[[], None] = before) -> None:
-                if progress.done == 0:
-                    before()
-
-            def read(client: Client, before: Callable[[], None] = before) -> None:
-                before()
-                read_only(client, data)
-
-            with open_cluster(config) as client:
-                pairs = in_turn(partial(audit, plan, client, out, walk), partial(read, client), runs=3)
-                peak = max(client.run(peak_bytes).values())
-            ours, reading = pairs.median
-            passes = len(plan.task.passes(plan.params)) + 1
-            result.add_row(
-                where,
-                f"{os.cpu_count()} × {threads}",
-                f"{passes}",
-                f"{ours:.1f} s",
-                f"{reading:.1f} s",
-                f"{stored / reading / 1e6:.0f}",
-                f"{1 / (pairs.ratio * passes):.2f}",
-                "≤ 1.5",
-                format_bytes(peak),
-                format_bytes(plan.worker_bytes),
-            )
+        drop = partial(drop_from_cache, data)
+        result.add_row("on the disk", *_end_to_end(data, out, 2, drop))
+        result.add_row("on the disk", *_end_to_end(data, out, 1, drop))
+        result.add_row("in the page cache", *_end_to_end(data, out, 1, lambda: None))
     finally:
         shutil.rmtree(folder)
     return result
+
+
+def _end_to_end(data: Location, out: Location, threads: int, before_each_walk: Callable[[], None]) -> tuple[str, ...]:
+    config = config_for(data, out, threads)
+    plan = make_plan(config, resources_of(config))
+
+    def listen(progress: Progress) -> None:
+        if progress.done == 0:
+            before_each_walk()
+
+    def read() -> None:
+        before_each_walk()
+        read_only(client, data)
+
+    with open_cluster(config) as client:
+        pairs = in_turn(lambda: audit(plan, client, out, listen), read, runs=3)
+        peak = max(client.run(peak_bytes).values())
+    ours, reading = pairs.median
+    passes = len(plan.task.passes(plan.params)) + 1
+    return (
+        f"{os.cpu_count()} × {threads}",
+        f"{passes}",
+        f"{ours:.1f} s",
+        f"{reading:.1f} s",
+        f"{sum(entry.size for entry in data.entries()) / reading / 1e6:.0f}",
+        f"{1 / (pairs.ratio * passes):.2f}",
+        "≤ 1.5",
+        format_bytes(peak),
+        format_bytes(plan.worker_bytes),
+    )
