@@ -502,8 +502,9 @@ def test_a_part_of_other_bytes_than_were_written_is_not_given_other_row_numbers(
     audit.run()
     before = audit.version().location
     table = pq.read_table(io.BytesIO(before.read("scores/part-00004.parquet")))
-    scores = table["label_quality_score"].to_numpy() / 2
-    before.write("scores/part-00004.parquet", parquet_bytes(table.set_column(1, "label_quality_score", [scores])))
+    name, scores = "label_quality_score", table["label_quality_score"].to_numpy() / 2
+    other = table.set_column(table.column_names.index(name), name, [scores])
+    before.write("scores/part-00004.parquet", parquet_bytes(other))
     read = change_files(audit, "new at the beginning")
     refreshed(audit)
     assert len(scored_in(audit, "v000002")) == read + 1

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from distributed import Client
+from distributed import Client, LocalCluster
 
 from labelqa_dask.core.errors import RunFailed
 from pipelines import receipts
@@ -116,6 +116,15 @@ def test_no_more_futures_than_threads_can_use_are_held(client: Client) -> None:
             yield i
 
     assert len(list(in_flight(client, str, items(), 0))) == 300
+
+
+def test_there_is_work_for_workers_that_come_only_where_there_is_some() -> None:
+    with (
+        LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        cluster.adapt(minimum=0, maximum=1, interval="100ms")
+        assert sorted(in_flight(client, str, range(9), 0)) == [(i, str(i)) for i in range(9)]
 
 
 @on_disk
