@@ -16,11 +16,11 @@ from labelqa_dask.core.task import Task
 from labelqa_dask.storage.record import Json
 from labelqa_dask.storage.sources import Bounds, Source
 
-BLOCK_BYTES = 32 << 20
-GATHERED_BYTES = 64 << 20
+BLOCK_BYTES = 16 << 20
+GATHERED_BYTES = 192 << 20
 REGION_BYTES = 512 << 20
-REGION_ROWS = 1 << 20
-FEWEST_REGIONS = 32
+REGION_ROWS = 1 << 22
+FEWEST_REGIONS = 16
 MOST_REGIONS = 1 << 18
 
 
@@ -133,7 +133,7 @@ def choose_layout(
     """Cut the rows along the chunks of the largest input, and examples into blocks of whole cells (`multiples`).
 
     `regular` asks for regions of one length, as Zarr output needs; otherwise they follow the row groups of the files.
-    `gathered_bytes` is what is kept of each example until its region is written.
+    `gathered_bytes` is the memory of what is kept of each example until its region is written.
     The cut depends on the input and the settings alone, never on the cluster, and moves little where the input grows:
     lengths are rounded, so that they change only now and then, and regions begin anew at `seams` of the input.
     """
@@ -146,18 +146,18 @@ def choose_layout(
     granule = _rounded_up(int(np.diff(source.row_bounds()).max())) if irregular else min(chunk["example"], n)
     tile = _choose_tile(task, sources, sizes, {**chunk, "example": granule})
     row_bytes = block_bytes(task, sources, {**sizes, **tile, "example": 1})
-    block_rows = granule * max(1, BLOCK_BYTES // max(1, row_bytes * granule))
+    most_rows = granule * max(1, BLOCK_BYTES // max(1, row_bytes * granule))
     example_bytes = block_bytes(task, sources, {**sizes, "example": 1})
     # Each region costs the scheduler a task and the store a receipt and a chunk of scores, however small it is; larger
-    # ones take a worker longer, not more memory, as long as few values are gathered of each example.
+    # ones take a worker longer, not more memory, as long as little is gathered of each example.
     many = max(REGION_BYTES // max(1, example_bytes), 2 * -(-n // MOST_REGIONS) - 1)
     most = min(many, GATHERED_BYTES // max(1, gathered_bytes), REGION_ROWS)
     wanted = region_rows or _power_of_two(min(n // FEWEST_REGIONS, most))
-    block_rows = min(block_rows, -(-wanted // granule) * granule)
-    step = -(-wanted // block_rows) * block_rows
+    blocks = -(-wanted // most_rows)
+    block_rows = -(-wanted // (blocks * granule)) * granule
     bounds = _region_bounds(source, wanted) if irregular and not regular else None
     block = {**sizes, **tile, "example": block_rows}
-    return Layout(dict(sizes), Regions(n, step, bounds), block)
+    return Layout(dict(sizes), Regions(n, blocks * block_rows, bounds), block)
 
 
 def _region_bounds(source: Source, most: int) -> tuple[int, ...]:

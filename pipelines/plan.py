@@ -41,6 +41,8 @@ USABLE_SHARE = 0.85
 ICECHUNK_BYTES = 24 << 20
 # Of an identifier's key and row, while they are sorted; of an annotation while a piece of the input is cut by region.
 INDEX_BYTES = 40
+# Of an identifier, which may be text.
+ID_BYTES = 120
 PIECE_ROW_BYTES = 320
 # Of an annotator on each worker, measured with a million of them: what it is called, its statistics and its weights.
 ANNOTATOR_BYTES = 400
@@ -120,8 +122,8 @@ class Plan:
             for output in self.outputs
             if output.dtype != object
         )
-        gathered = sum(_row_bytes(output) for output in self.outputs) + (120 if self.ids else 0)
-        rows = self.layout.regions.step * gathered * 3
+        gathered = _gathered_bytes(self.task, self.params, self.sources, self.ids, self.layout.sizes)
+        rows = self.layout.regions.step * gathered
         return reading + block_bytes(self.task, self.sources, block) // 4 + scores + rows
 
     @property
@@ -134,8 +136,7 @@ class Plan:
             return WORKER_BYTES + held + self._repository_bytes + threads * self.region_bytes
         index = INDEX_BYTES * self.layout.sizes["example"] if self.ids else 0
         piece = grouped[0].files.piece_rows * PIECE_ROW_BYTES
-        table = 8 * grouped[0].nbytes([self.layout.regions.step])
-        return WORKER_BYTES + index + self._repository_bytes + threads * max(self.region_bytes + table, piece)
+        return WORKER_BYTES + index + self._repository_bytes + threads * max(self.region_bytes, piece)
 
     @property
     def _repository_bytes(self) -> int:
@@ -278,7 +279,7 @@ def make_plan(config: AuditConfig, resources: Resources, versions: Versions = {}
             "output.format",
             "Use format: zarr.",
         )
-    layout = _lay_out(config, task, params, sources, sizes)
+    layout = _lay_out(config, task, params, sources, ids, sizes)
     outputs = _outputs(task, params, sources, ids, layout)
     _check_types(config, outputs)
     read_at = {name: at.version for name, at in opened.items() if at.version is not None}
@@ -386,14 +387,13 @@ def software_versions() -> dict[str, str]:
 
 
 def _lay_out(
-    config: AuditConfig, task: Task[Any], params: Any, sources: Mapping[str, Source], sizes: Mapping[str, int]
+    config: AuditConfig,
+    task: Task[Any],
+    params: Any,
+    sources: Mapping[str, Source],
+    ids: Source | None,
+    sizes: Mapping[str, int],
 ) -> Layout:
-    predictions = sources[task.inputs[-1].name].dtype
-    gathered = sum(
-        spec.score_dtype(predictions).itemsize * sizes.get("class", 1)
-        for spec in task.written(params)
-        if "class" in spec.dims and by_rows(spec.dims)
-    )
     return choose_layout(
         task,
         sources,
@@ -401,13 +401,25 @@ def _lay_out(
         task.multiples(params),
         regular=config.output.format == "zarr",
         region_rows=config.output.region_rows,
-        gathered_bytes=gathered,
+        gathered_bytes=_gathered_bytes(task, params, sources, ids, sizes),
     )
 
 
-def _row_bytes(output: OutputArray) -> int:
-    """Memory of an output for each example of a region; what has values within an example is written at once."""
-    return max(8, output.dtype.itemsize * math.prod(output.shape[1:])) if by_rows(output.dims) else 8
+def _gathered_bytes(
+    task: Task[Any], params: Any, sources: Mapping[str, Source], ids: Source | None, sizes: Mapping[str, int]
+) -> int:
+    """Memory of what is kept of each example of a region, at the peak: scores, identifier, annotations in a table.
+
+    What has values within an example is written at once.
+    """
+    predictions = sources[task.inputs[-1].name].dtype
+    scores = sum(
+        max(8, spec.score_dtype(predictions).itemsize * math.prod([sizes[dim] for dim in spec.dims[1:]]))
+        for spec in task.written(params)
+        if by_rows(spec.dims)
+    )
+    annotations = sum(source.nbytes([1]) for source in sources.values() if isinstance(source, AnnotationsSource))
+    return 3 * (scores + (ID_BYTES if ids else 0)) + 8 * annotations
 
 
 def _outputs(
@@ -496,7 +508,7 @@ def _fewest_rows(plan: Plan) -> int:
 
 
 def _laid_out_again(plan: Plan, config: AuditConfig, sources: Mapping[str, Source]) -> Plan:
-    layout = _lay_out(config, plan.task, plan.params, sources, plan.layout.sizes)
+    layout = _lay_out(config, plan.task, plan.params, sources, plan.ids, plan.layout.sizes)
     outputs = _outputs(plan.task, plan.params, sources, plan.ids, layout)
     return replace(plan, config=config, sources=sources, layout=layout, outputs=outputs)
 

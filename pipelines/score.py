@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version as installed_version
 from typing import Any
 
@@ -24,7 +24,7 @@ from labelqa_dask.core.order import KWorst
 from labelqa_dask.core.summary import Summary
 from labelqa_dask.core.task import State, merge_states
 from labelqa_dask.storage.record import Receipt, Version, content_digest
-from labelqa_dask.storage.sinks import checksum, parquet_bytes
+from labelqa_dask.storage.sinks import Written, checksum, parquet_bytes
 from labelqa_dask.storage.sources import as_ids
 from pipelines.bad_data import BadRegions
 from pipelines.estimate import estimate
@@ -140,12 +140,12 @@ def score_region(job: RegionJob) -> None:
             columns.setdefault(name, []).append(values)
         summary = part if summary is None else summary.merge(part)
     assert summary is not None
-    whole = {"id": ids} if ids is not None else {}
-    whole |= {name: np.concatenate(values) for name, values in columns.items()}
-    files = job.sink.write_rows(job.region.name, job.region.start, whole)
+    identified = {"id": [ids]} if ids is not None else {}
+    stored = job.sink.write_rows(job.region.name, job.region.start, identified | columns)
+    files = dict(stored.files)
     for name, parts in details.items():
         files |= _write_details(job, name, {column: np.concatenate(each) for column, each in parts.items()}, ids)
-    _write_receipt(job, summary, whole, blocks, files)
+    _write_receipt(job, summary, blocks, replace(stored, files=files))
 
 
 def leave_out_region(job: RegionJob) -> None:
@@ -155,24 +155,18 @@ def leave_out_region(job: RegionJob) -> None:
     if job.ids:
         with suppress(InvalidInput):  # they may be what is bad
             ids = as_ids(job.ids.read((slice(start, stop),)))
-    files = job.sink.leave_out(job.region.name, start, stop, job.outputs, ids)
-    summary = Summary.of(np.full(stop - start, np.nan), start, None, None, job.worst, {})
-    _write_receipt(job, summary, {"id": ids} if ids is not None else {}, {}, files, scored=False)
+    written = job.sink.leave_out(job.region.name, start, stop, job.outputs, ids)
+    none = KWorst(job.worst, np.empty(0), np.empty(0, np.int64))
+    summary = Summary.of(np.full(stop - start, np.nan), None, None, none)
+    _write_receipt(job, summary, {}, written, scored=False)
 
 
 def _write_receipt(
-    job: RegionJob,
-    summary: Summary,
-    rows: Mapping[str, Array],
-    blocks: Mapping[str, str],
-    files: Mapping[str, str],
-    *,
-    scored: bool = True,
+    job: RegionJob, summary: Summary, blocks: Mapping[str, str], written: Written, *, scored: bool = True
 ) -> None:
     start, stop = job.region.start, job.region.stop
     cuts = (*(cut.start for cut in job.row_blocks()), stop)
-    digests = {} if job.sink.by_file else {name: checksum(values) for name, values in rows.items()}
-    of_blocks = {name: content_digest(written.encode()) for name, written in blocks.items()}
+    of_blocks = {name: content_digest(digests.encode()) for name, digests in blocks.items()}
     receipt = Receipt(
         job.region.name,
         start,
@@ -182,10 +176,10 @@ def _write_receipt(
         job.version.name,
         scored,
         cuts,
-        digests,
+        written.rows,
         of_blocks,
         summary,
-        files,
+        written.files,
     )
     job.version.write_receipt(receipt)
 
@@ -216,22 +210,26 @@ def _score_rows(
         total = total.merge(_score_tile(job, rows, tile, stats, only_tile=False))
     ranked = finished(total.per_example)
     scores = ranked[job.task.ranked_by]
-    worst = KWorst.candidates(scores, job.worst)
+    worst = KWorst.candidates(scores, job.worst) if total.worst is None else total.worst
     described = total.described.result() if isinstance(total.described, State) else total.described
     columns = {"id": ids[rows.start - job.region.start + worst]} if ids is not None else {}
-    columns |= {name: values[worst] if len(tiles) > 1 else values for name, values in described.items()}
-    summary = Summary.of(scores, rows.start, total.classes, total.pairs, job.worst, columns)
-    return summary, ranked, total.written, total.details
+    columns |= {name: values[worst] if total.worst is None else values for name, values in described.items()}
+    k_worst = KWorst.of(scores, worst, rows.start, job.worst, columns)
+    return Summary.of(scores, total.classes, total.pairs, k_worst), ranked, total.written, total.details
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """What is kept of a block once it is scored."""
+    """What is kept of a block once it is scored.
+
+    Described are the worst examples, or, where the scores of other tiles have a say in which these are, all of them.
+    """
 
     per_example: dict[str, Any]
     classes: ClassScores | None
     pairs: ClassPairs | None
     written: dict[str, str]
+    worst: NDArray[np.intp] | None
     described: Any
     details: _Details
 
@@ -239,14 +237,11 @@ class _Tile:
         merged = {name: state.merge(other.per_example[name]) for name, state in self.per_example.items()}
         classes, pairs = merge_states(self.classes, other.classes), merge_states(self.pairs, other.pairs)
         written, described = _joined(self.written, other.written), self.described.merge(other.described)
-        return _Tile(merged, classes, pairs, written, described, {})
+        return _Tile(merged, classes, pairs, written, None, described, {})
 
 
 def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: Any, *, only_tile: bool) -> _Tile:
-    """Score one block; what has a value per pixel is written at once. The block is freed before the next is read.
-
-    Described are the worst examples, or, where the scores of other tiles have a say in which these are, all of them.
-    """
+    """Score one block; what has a value per pixel is written at once. The block is freed before the next is read."""
     task = job.task
     block, where = job.read(rows, tile)
     scores = task.score(block, job.params, stats)
@@ -260,8 +255,7 @@ def _score_tile(job: RegionJob, rows: slice, tile: Mapping[str, slice], stats: A
             job.sink.write_block(spec.name, tuple(where[dim] for dim in spec.dims), values)
             written[spec.name] = checksum(values)
     ranked = finished(per_example)[task.ranked_by]
-    examples = KWorst.candidates(ranked, job.worst) if only_tile else np.arange(len(ranked))
+    worst = KWorst.candidates(ranked, job.worst) if only_tile else None
+    described = task.describe(block, scores, np.arange(len(ranked)) if worst is None else worst)
     classes, pairs = task.class_scores(block, scores), task.class_pairs(scores)
-    return _Tile(
-        per_example, classes, pairs, written, task.describe(block, scores, examples), task.details(block, scores)
-    )
+    return _Tile(per_example, classes, pairs, written, worst, described, task.details(block, scores))

@@ -42,6 +42,18 @@ class KWorst:
             indices, values = indices[chosen], values[chosen]
         return indices[np.lexsort((indices, values))]
 
+    @classmethod
+    def of(
+        cls,
+        scores: NDArray[np.floating[Any]],
+        candidates: NDArray[np.intp],
+        first_row: int,
+        k: int,
+        columns: Mapping[str, Array],
+    ) -> Self:
+        """State of the (n,) scores of consecutive rows; `columns` are those of the candidates only."""
+        return cls(k, scores[candidates].astype(np.float64), (candidates + first_row).astype(np.int64), columns)
+
     def merge(self, other: Self) -> Self:
         if len(self.rows) == 0 or len(other.rows) == 0:
             return other if len(self.rows) == 0 else self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelqa_dask.core.class_scores import ClassPairs, ClassScores
-from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.order import Histogram, KWorst
 from labelqa_dask.core.task import merge_states
 
@@ -33,23 +31,16 @@ class Summary:
     def of(
         cls,
         scores: NDArray[np.floating[Any]],
-        first_row: int,
         classes: ClassScores | None,
         pairs: ClassPairs | None,
-        worst: int,
-        columns: Mapping[str, Array],
+        worst: KWorst,
     ) -> Self:
-        """State of the (n,) scores of consecutive rows; `columns` are already limited to `candidates`."""
-        candidates = KWorst.candidates(scores, worst)
-        return cls(
-            len(scores),
-            int(np.count_nonzero(~np.isnan(scores))),
-            float(np.nansum(scores, dtype=np.float64)),
-            Histogram.of(scores, HISTOGRAM_BINS),
-            classes,
-            pairs,
-            KWorst(worst, scores[candidates].astype(np.float64), (candidates + first_row).astype(np.int64), columns),
-        )
+        """State of (n,) scores, of which the worst are known."""
+        histogram = Histogram.of(scores, HISTOGRAM_BINS)
+        scored = int(histogram.counts.sum())
+        add = np.sum if scored == len(scores) else np.nansum
+        total = float(add(scores, dtype=np.float64))
+        return cls(len(scores), scored, total, histogram, classes, pairs, worst)
 
     def merge(self, other: Self) -> Self:
         return type(self)(

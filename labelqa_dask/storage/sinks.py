@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from hashlib import sha256
 from itertools import product
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,8 @@ from labelqa_dask.storage.location import Location, map_ahead
 from labelqa_dask.storage.record import content_digest
 
 _COPIES_AT_ONCE = 16
+# Longer arrays are given back to the system as soon as they are freed, and each page of the next is cleared anew.
+_ROWS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,31 @@ class OutputArray:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
+Columns = Mapping[str, Sequence[Array]]
+"""What there is of each row, by name: the parts of each column, one after the other."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """Digests of what a region has written: outputs by their name, and files of the region's own by their path."""
+
+    rows: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
 class Sink(Protocol):
     """Where scores go.
 
     `write_block` may be called for parts that cover whole chunks; `write_rows` once per region, or `leave_out` for one
-    without scores: those are missing then (NaN, or -1 where they are integers; in Parquet null). Where each region has
-    files of its own (`by_file`) both return digests of them, by path in the version.
+    without scores: those are missing then (NaN, or -1 where they are integers; in Parquet null).
     """
-
-    by_file: ClassVar[bool]
 
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None: ...
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None: ...
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> dict[str, str]: ...
+    def write_rows(self, region: str, start: int, columns: Columns) -> Written: ...
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
-    ) -> dict[str, str]: ...
+    ) -> Written: ...
     def take_over(
         self,
         former: Location,
@@ -102,8 +113,6 @@ class ZarrSink:
     location: Location
     groups: Mapping[str, str]
 
-    by_file: ClassVar[bool] = False
-
     @cached_property
     def _arrays(self) -> dict[str, Any]:
         """What was opened for writing: for as long as this sink only, since a later run may make it anew."""
@@ -121,20 +130,23 @@ class ZarrSink:
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
         self._location_of(name).attempt(name, lambda: self._open(name).__setitem__(index, values))
 
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> dict[str, str]:
-        for name, values in columns.items():
+    def write_rows(self, region: str, start: int, columns: Columns) -> Written:
+        digests = {}
+        for name, parts in columns.items():
+            values = np.concatenate(parts)
             self.write_block(name, (slice(start, start + len(values)),), values)
-        return {}
+            digests[name] = checksum(values)
+        return Written(rows=digests)
 
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
-    ) -> dict[str, str]:
+    ) -> Written:
         for output in outputs:
             location = self._location_of(output.name)
             array = location.attempt(output.name, partial(self._open, output.name))
             values = ids if output.name == "id" and ids is not None else array.fill_value
             location.attempt(output.name, partial(array.__setitem__, slice(start, stop), values))
-        return {}
+        return Written({} if ids is None else {"id": checksum(ids)})
 
     def take_over(
         self,
@@ -243,27 +255,24 @@ class ParquetSink:
 
     location: Location
 
-    by_file: ClassVar[bool] = True
-
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None:
         self.location.create()
 
     def write_block(self, name: str, index: tuple[slice, ...], values: Array) -> None:
         raise NotImplementedError(f"{name} has a value per pixel, which Parquet cannot hold; plan refuses this")
 
-    def write_rows(self, region: str, start: int, columns: Mapping[str, Array]) -> dict[str, str]:
-        n = len(next(iter(columns.values())))
-        stored = {name: _as_lists(values) if values.ndim == 2 else values for name, values in columns.items()}
-        return self._write(region, {"row": np.arange(start, start + n, dtype=np.int64), **stored})
+    def write_rows(self, region: str, start: int, columns: Columns) -> Written:
+        stored = {name: pa.chunked_array([*map(_stored, parts)]) for name, parts in columns.items()}
+        return Written(files=self._write(region, start, pa.table(stored)))
 
     def leave_out(
         self, region: str, start: int, stop: int, outputs: Sequence[OutputArray], ids: Array | None
-    ) -> dict[str, str]:
-        columns: dict[str, Any] = {"row": np.arange(start, stop, dtype=np.int64)}
+    ) -> Written:
+        columns: dict[str, Any] = {}
         for output in sorted(outputs, key=lambda output: output.name != "id"):
             kept = output.name == "id" and ids is not None
             columns[output.name] = ids if kept else pa.nulls(stop - start, _arrow_type(output))
-        return self._write(region, columns)
+        return Written(files=self._write(region, start, pa.table(columns)))
 
     def take_over(
         self,
@@ -282,10 +291,7 @@ class ParquetSink:
         found = former.read(old)
         if content_digest(found) != files[old]:
             raise FileNotFoundError(str(former / old))
-        table = pq.read_table(io.BytesIO(found))
-        content = parquet_bytes(table.set_column(0, "row", pa.array(np.arange(start, stop, dtype=np.int64))))
-        self.location.parent.write(new, content)
-        return {new: content_digest(content)}
+        return self._write(region, start, pq.read_table(io.BytesIO(found)).drop_columns(["row"]))
 
     def metadata(self) -> list[str]:
         return []
@@ -314,8 +320,11 @@ class ParquetSink:
         """The file of a region."""
         return f"part-{region}.parquet"
 
-    def _write(self, region: str, columns: Mapping[str, Any]) -> dict[str, str]:
-        content = parquet_bytes(pa.table(dict(columns)))
+    def _write(self, region: str, start: int, table: pa.Table) -> dict[str, str]:
+        firsts = range(start, start + len(table), _ROWS_AT_ONCE)
+        pieces = [np.arange(first, min(first + _ROWS_AT_ONCE, firsts.stop), dtype=np.int64) for first in firsts]
+        numbers = pa.chunked_array(pieces, pa.int64())
+        content = parquet_bytes(table.add_column(0, pa.field("row", numbers.type, nullable=False), numbers))
         self.location.write(self.part(region), content)
         return {f"{self.location.name}/{self.part(region)}": content_digest(content)}
 
@@ -325,8 +334,10 @@ def _arrow_type(output: OutputArray) -> pa.DataType:
     return pa.list_(value, output.shape[1]) if len(output.shape) == 2 else value
 
 
-def _as_lists(values: Array) -> pa.FixedSizeListArray:
-    """Rows (n, k) as lists of one length."""
+def _stored(values: Array) -> pa.Array:
+    """Rows (n,), or rows (n, k) as lists of one length."""
+    if values.ndim == 1:
+        return pa.array(values)
     return pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(values).ravel(), values.shape[1])
 
 

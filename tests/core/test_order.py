@@ -33,7 +33,7 @@ def test_k_worst_of_parts_in_any_order_are_the_lowest_in_a_plain_sort(
     for start in range(0, len(values), size):
         part = values[start : start + size]
         chosen = KWorst.candidates(part, k)
-        parts.append(KWorst(k, part[chosen], chosen + start, {"name": (chosen + start).astype(str)}))
+        parts.append(KWorst.of(part, chosen, start, k, {"name": (chosen + start).astype(str)}))
     order.shuffle(parts)
     merged = KWorst(k, np.empty(0), np.empty(0, np.int64))
     for part in parts:

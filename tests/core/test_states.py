@@ -52,11 +52,14 @@ def softmin(values: Any) -> StateOf:
 
 def k_worst(values: Any, k: int = 5) -> StateOf:
     def of(part: slice) -> State:
-        chosen = KWorst.candidates(values[part], k)
-        rows = chosen + (part.start or 0)
-        return KWorst(k, values[part][chosen], rows, {"row": rows.astype(str)})
+        return worst_of(values[part], part.start or 0, k)
 
     return of
+
+
+def worst_of(values: Any, start: int, k: int) -> KWorst:
+    chosen = KWorst.candidates(values, k)
+    return KWorst.of(values, chosen, start, k, {"row": (chosen + start).astype(str)})
 
 
 def histogram(values: Any) -> StateOf:
@@ -64,11 +67,10 @@ def histogram(values: Any) -> StateOf:
 
 
 def summary(values: Any) -> StateOf:
-    classes, rows = class_scores(values), np.arange(len(values))
+    classes = class_scores(values)
 
     def of(part: slice) -> State:
-        columns = {"row": rows[part][KWorst.candidates(values[part], 5)]}
-        return Summary.of(values[part], part.start or 0, classes(part), None, 5, columns)
+        return Summary.of(values[part], classes(part), None, worst_of(values[part], part.start or 0, 5))
 
     return of
 
@@ -78,9 +80,9 @@ EMPTY: dict[Any, State] = {
     class_means: ClassMeans.empty(K),
     class_scores: ClassScores.empty(K),
     softmin: Softmin.empty(2, 0.02),
-    k_worst: KWorst(5, np.empty(0), np.empty(0, np.int64), {"row": np.empty(0, str)}),
+    k_worst: worst_of(np.empty(0), 0, 5),
     histogram: Histogram.empty(100),
-    summary: Summary.of(np.empty(0), 0, None, None, 5, {"row": np.empty(0, np.int64)}),
+    summary: Summary.of(np.empty(0), None, None, worst_of(np.empty(0), 0, 5)),
 }
 
 
@@ -124,14 +126,14 @@ def test_merging_with_the_empty_state_changes_nothing(case: Any, values: Any) ->
 def test_what_was_never_seen_has_no_mean() -> None:
     assert np.isnan(ClassScores.empty(K).result()).all()
     assert np.isnan(Softmin.empty(2, 0.1).result()).all()
-    assert np.isnan(Summary.of(np.full(3, np.nan), 0, None, None, 5, {}).mean)
+    assert np.isnan(summary(np.full(3, np.nan))(slice(0, None)).mean)  # type: ignore[attr-defined]
     np.testing.assert_array_equal(ClassMeans.empty(K).result(), np.full(K, 2.0))
 
 
 @seeded
 @given(values=scores())
 def test_a_summary_tells_number_and_mean_of_what_was_scored(values: Any) -> None:
-    state = Summary.of(values, 0, None, None, 5, {})
+    state = Summary.of(values, None, None, worst_of(values, 0, 5))
     scored = values[~np.isnan(values)]
     assert (state.examples, state.scored) == (len(values), len(scored))
     assert state.histogram.counts.sum() == len(scored)

@@ -347,7 +347,7 @@ def test_an_error_that_is_met_on_a_worker_arrives_as_what_it_is(place: Place, cl
     location.write("zarr.json", b'{"zarr_format": 3, "node_type": "group", "attributes": {}}')
 
     def write() -> None:
-        ZarrSink(location.parent, {"scores": "data"}).write_rows("00000", 0, {"scores": np.zeros(3)})
+        ZarrSink(location.parent, {"scores": "data"}).write_rows("00000", 0, {"scores": [np.zeros(3)]})
 
     with pytest.raises(MissingObject, match=r"data\.zarr/scores: does not exist"):
         client.submit(write, pure=False).result()

@@ -57,7 +57,7 @@ def summary_of(values: NDArray[np.float64], ids: NDArray[Any] | None = None, cla
     worst = KWorst.candidates(values, 3)
     columns = {"given_label": np.arange(len(values))[worst]} | ({} if ids is None else {"id": ids[worst]})
     per_class = ClassScores.of(np.arange(len(values)) % 2, values, 2) if classes else None
-    return Summary.of(values, 10**12, per_class, None, 3, columns)
+    return Summary.of(values, per_class, None, KWorst.of(values, worst, 10**12, 3, columns))
 
 
 def receipt_of(summary: Summary, region: str = "00003") -> Receipt:

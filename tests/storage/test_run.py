@@ -27,7 +27,7 @@ def publish(place: Place, name: str, output_format: str) -> Version:
     sink: Sink = zarr if output_format == "zarr" else ParquetSink(location / "scores")
     sink.create([OutputArray("label_quality_score", ("example",), (10,), np.dtype(float), (4,))], {})
     for number, start in enumerate([0, 4, 8]):
-        sink.write_rows(f"{number:05d}", start, {"label_quality_score": SCORES[start : start + 4]})
+        sink.write_rows(f"{number:05d}", start, {"label_quality_score": [SCORES[start : start + 4]]})
     location.write("worst.parquet", parquet_bytes(pa.table({"row": [0, 1], "label_quality_score": SCORES[:2]})))
     location.write("summary.json", json.dumps({"task": "multiclass", "output": {"format": output_format}}).encode())
     version.publish({}, [], {}, unopposed)

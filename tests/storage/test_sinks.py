@@ -49,8 +49,8 @@ def write_regions(sink: Sink, rows: int = 4) -> None:
                 for left in range(0, W, 3):
                     index = (slice(row, min(row + 2, stop)), slice(0, H), slice(left, min(left + 3, W)))
                     sink.write_block("pixel_scores", index, pixel_scores[index])
-        columns = {"id": IDS[start:stop], "image_scores": image_scores[start:stop]}
-        sink.write_rows(f"{number:05d}", start, columns)
+        parts = np.split(image_scores[start:stop], [1, 3])
+        sink.write_rows(f"{number:05d}", start, {"id": [IDS[start:stop]], "image_scores": parts})
 
 
 def contents(location: Location) -> dict[str, bytes]:
@@ -99,7 +99,7 @@ def test_zarr_output_is_stored_in_the_chunks_that_were_asked_for(place: Place) -
 def test_what_was_not_written_is_nan_and_never_a_score(place: Place) -> None:
     sink = zarr_sink(place("run"))
     sink.create(outputs(), ATTRIBUTES)
-    sink.write_rows("00000", 0, {"image_scores": np.zeros(4)})
+    sink.write_rows("00000", 0, {"image_scores": [np.zeros(4)]})
     group = zarr.open_group(ZarrObjectStore((place("run") / "scores.zarr").store), mode="r")
     np.testing.assert_array_equal(group["image_scores"][:], [0, 0, 0, 0, np.nan, np.nan, np.nan])
     assert np.isnan(group["pixel_scores"][:]).all()
@@ -109,7 +109,7 @@ def test_a_chunk_of_fill_values_replaces_what_was_there(place: Place) -> None:
     sink = zarr_sink(place("run"))
     sink.create(outputs(), ATTRIBUTES)
     write_regions(sink)
-    sink.write_rows("00000", 0, {"image_scores": np.full(4, np.nan), "id": np.array([""] * 4, object)})
+    sink.write_rows("00000", 0, {"image_scores": [np.full(4, np.nan)], "id": [np.array([""] * 4, object)]})
     group = zarr.open_group(ZarrObjectStore((place("run") / "scores.zarr").store), mode="r")
     np.testing.assert_array_equal(group["image_scores"][:], [*[np.nan] * 4, *scores()[0][4:]])
     assert group["id"][:].tolist() == ["", "", "", "", *IDS[4:]]
@@ -160,7 +160,7 @@ def test_workers_write_to_the_arrays_that_are_there_now(place: Place, client: Cl
     def write(sink: ZarrSink, rows: int) -> None:
         for start in range(0, N, rows):
             values = np.arange(start, min(start + rows, N), dtype=float)
-            sink.write_rows("", start, {"image_scores": values})
+            sink.write_rows("", start, {"image_scores": [values]})
 
     for rows in [4, 3]:
         location.delete()
@@ -173,7 +173,7 @@ def test_workers_write_to_the_arrays_that_are_there_now(place: Place, client: Cl
 
 def test_writing_to_output_that_went_missing_is_named(place: Place) -> None:
     with pytest.raises(StorageError, match=r"/scores\.zarr/image_scores: does not exist"):
-        zarr_sink(place("run")).write_rows("00000", 0, {"image_scores": np.zeros(4)})
+        zarr_sink(place("run")).write_rows("00000", 0, {"image_scores": [np.zeros(4)]})
 
 
 def test_parquet_has_no_values_per_pixel(place: Place) -> None:
