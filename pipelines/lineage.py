@@ -115,7 +115,7 @@ class Lineage:
 def settings_of(manifest: Json) -> str:
     """Digest of all that scores follow from, but the data and their number."""
     cut = manifest["layout"]
-    told = [manifest[name] for name in ("task", "params", "output", "select", "labelqa_dask")]
+    told = [manifest[name] for name in ("format", "task", "params", "output", "select", "labelqa_dask")]
     return json_digest([*told, _sizes(manifest), cut["block"], cut["region_rows"]])
 
 

@@ -186,7 +186,7 @@ class Plan:
         """What is to be computed, from what, and how it is cut; two runs with equal manifests give equal bytes."""
         regions = self.layout.regions
         return {
-            "format": 2,
+            "format": 3,
             "task": self.task.name,
             "params": self.params.model_dump(mode="json"),
             "inputs": dict(inputs),

@@ -20,6 +20,8 @@ LARGEST = 1e150
 SAME_PLACE = float(np.sqrt(100 * np.finfo(np.float64).eps))
 SMALLEST_SCALE = 1e-6
 
+_PIECE_ROWS = 512
+
 
 def read(block: Block) -> tuple[Floats, Floats]:
     """Labels and residuals (prediction - label) of a block, (n,) float64.
@@ -29,11 +31,22 @@ def read(block: Block) -> tuple[Floats, Floats]:
     InvalidInput
         Naming the first value that is not finite.
     """
-    labels = np.require(block["labels"], np.float64, ["C"])
-    predictions = np.require(block["predictions"], np.float64, ["C"])
+    labels, predictions = _columns(block)
     residuals = np.empty(len(labels))
-    bad = _subtract(predictions, labels, residuals)
+    _refuse(block, _subtract(predictions, labels, residuals))
+    return labels, residuals
+
+
+def _columns(block: Block) -> tuple[Floats, Floats]:
+    """Labels and predictions (n,) float64."""
+    labels, predictions = (np.require(block[name], np.float64, ["C"]) for name in ("labels", "predictions"))
+    return labels, predictions
+
+
+def _refuse(block: Block, bad: int) -> None:
+    """Name the value of a bad row, if there is one."""
     if bad >= 0:
+        labels = block["labels"]
         name = "predictions" if abs(labels[bad]) < LARGEST else "labels"
         value = block[name][bad]
         raise InvalidInput(
@@ -41,7 +54,6 @@ def read(block: Block) -> tuple[Floats, Floats]:
             block.where(name, example=bad),
             "Labels and predictions must be finite and below 1e150: mend the value, or drop the example.",
         )
-    return labels, residuals
 
 
 def residual_scores(block: Block) -> Floats:
@@ -83,18 +95,23 @@ class Rows:
     @classmethod
     def of(cls, block: Block, capacity: int) -> Self:
         """State of one block; the rows are known by their number in the whole data."""
-        labels, residuals = read(block)
-        columns = (labels, residuals)
-        mean, squares = np.array([_mean_and_squares(values) for values in columns]).T.copy()
-        lowest, highest = (np.array([f(values, initial=start) for values in columns]) for f, start in _EXTREMES)
+        labels, predictions = _columns(block)
+        moments = np.array([[0.0, 0.0, np.inf, -np.inf]] * 2)
+        _refuse(block, _add_moments(labels, predictions, moments))
+        mean, squares, lowest, highest = moments.T.copy()
         first, n = _first_number(block), len(labels)
-        level = max(0, (n // capacity).bit_length() - 2)  # about four times as many as are wanted
+        level = max(0, (4 * n // (5 * capacity)).bit_length() - 1)  # probably more than are wanted, but not many more
         rows, hashes = _draw(first, n, level)
-        if level and len(rows) <= capacity:
-            level = 0
-            rows, hashes = _draw(first, n, 0)
-        state = cls(n, mean, squares, lowest, highest, capacity, level, labels[rows], residuals[rows], hashes)
-        return state._thinned()
+        while level and len(rows) <= capacity:
+            level -= 1
+            rows, hashes = _draw(first, n, level)
+        while len(rows) > capacity:
+            level += 1
+            chosen = _chosen(hashes, level)
+            rows, hashes = rows[chosen], hashes[chosen]
+        drawn = labels[rows]
+        residuals = predictions[rows] - drawn
+        return cls(n, mean, squares, lowest, highest, capacity, level, drawn, residuals, hashes)
 
     def merge(self, other: Self) -> Self:
         if self.count == 0 or other.count == 0:
@@ -142,9 +159,6 @@ class Rows:
             return replace(self, level=level)
         kept = {name: getattr(self, name)[chosen] for name in ("labels", "residuals", "hashes")}
         return replace(self, level=level, **kept)
-
-
-_EXTREMES = ((np.min, np.inf), (np.max, -np.inf))
 
 
 def features_per_unit(deviation: Floats, residual_scale: float) -> Floats:
@@ -209,21 +223,51 @@ def _exp_of_minus_absolute(values: Any) -> None:
 
 
 @summing_kernel
-def _mean_and_squares(values: Any) -> tuple[float, float]:
-    """Two walks, around the first value, so that a large mean costs no digits."""
-    n = len(values)
-    if n == 0:
-        return 0.0, 0.0
-    total = 0.0
+def _moments_of(values: Any) -> tuple[float, float, float, float]:
+    """Mean, sum of squared deviations from it, lowest and highest of some values.
+
+    Two walks, around the first value, so that a large mean costs no digits.
+    """
+    n, first = len(values), values[0]
+    total, lowest, highest = 0.0, first, first
     for i in range(n):
-        total += values[i] - values[0]
-    mean = values[0] + total / n
+        total += values[i] - first
+        lowest, highest = min(lowest, values[i]), max(highest, values[i])
+    mean = first + total / n
     squares, rest = 0.0, 0.0
     for i in range(n):
         deviation = values[i] - mean
         squares += deviation * deviation
         rest += deviation
-    return mean, squares - rest * rest / n
+    return mean, squares - rest * rest / n, lowest, highest
+
+
+@kernel
+def _add_moments(labels: Any, predictions: Any, moments: Any) -> int:
+    """Add rows to the moments (2, 4) of labels and residuals, piece by piece; the index of the first bad row, or -1.
+
+    Floor: rows read once; a piece and its residuals stay in the cache for the second walk.
+    """
+    residuals = np.empty(_PIECE_ROWS)
+    for start in range(0, len(labels), _PIECE_ROWS):
+        y, p = labels[start : start + _PIECE_ROWS], predictions[start : start + _PIECE_ROWS]
+        r = residuals[: len(y)]
+        bad = _subtract(p, y, r)
+        if bad >= 0:
+            return start + bad
+        _merge_moments(start, moments[0], y)
+        _merge_moments(start, moments[1], r)
+    return -1
+
+
+@kernel
+def _merge_moments(count: int, moments: Any, values: Any) -> None:
+    """Add values to the moments of so many others."""
+    mean, squares, lowest, highest = _moments_of(values)
+    delta, share = mean - moments[0], len(values) / (count + len(values))
+    moments[0] += delta * share
+    moments[1] += squares + delta * delta * (count * share)
+    moments[2], moments[3] = min(moments[2], lowest), max(moments[3], highest)
 
 
 @kernel

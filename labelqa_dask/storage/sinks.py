@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from hashlib import sha256
 from itertools import product
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
+from xxhash import xxh3_128
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
@@ -362,10 +362,10 @@ def _encoding(value: pa.DataType) -> str | None:
 
 def checksum(values: Array) -> str:
     """Digest of what an array holds, whatever format it is written in."""
-    digest = sha256(f"{values.shape}{values.dtype}".encode())
+    digest = xxh3_128(f"{values.shape}{values.dtype}".encode())
     if values.dtype == object:
         for value in values.tolist():
             digest.update(f"{len(value)}:{value}".encode())
     else:
         digest.update(np.ascontiguousarray(values).view(np.uint8).data)
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
