@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 from labelqa_dask.core.errors import RunFailed
@@ -25,7 +26,14 @@ def read_statistics(task_name: str, params: Any, n: int, version: Version, basis
     return stats
 
 
-statistics = lru_cache(maxsize=32)(read_statistics)
+_cached = lru_cache(maxsize=32)(read_statistics)
+_one_at_a_time = Lock()
+
+
+def statistics(task_name: str, params: Any, n: int, version: Version, basis: str, passes: int | None) -> Stats:
+    """As `read_statistics`, once in a process, however many threads ask for them."""
+    with _one_at_a_time:
+        return _cached(task_name, params, n, version, basis, passes)
 
 
 def statistics_digest(task_name: str, params: Any, n: int, version: Version, basis: str, passes: int | None) -> str:

@@ -34,7 +34,8 @@ class KWorst:
         """Indices of the k lowest of (n,) scores, in their order; O(n), however many are equal."""
         if k == 0:
             return np.empty(0, np.intp)
-        indices = np.flatnonzero(scores <= _bound(scores, k))
+        indices = np.empty(len(scores), np.intp)
+        indices = indices[: _keep_up_to(_bound(scores, k), np.ascontiguousarray(scores), indices)]
         values = scores[indices]
         if k < len(indices):
             cut = np.partition(values, k - 1)[k - 1]
@@ -99,6 +100,16 @@ def _bound(scores: NDArray[np.floating[Any]], k: int) -> Any:
     few = scores[: max(16 * k, len(scores) // 64)]
     lowest = few[few == few]
     return np.partition(lowest, k - 1)[k - 1] if k <= len(lowest) else np.inf
+
+
+@kernel
+def _keep_up_to(bound: float, scores: Any, indices: Any) -> int:
+    """Indices of the scores that do not exceed a bound, and how many they are. Floor: scores read once."""
+    kept = 0
+    for i in range(len(scores)):
+        indices[kept] = i
+        kept += scores[i] <= bound
+    return kept
 
 
 @kernel

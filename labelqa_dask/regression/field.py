@@ -30,7 +30,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from labelqa_dask.core.kernels import kernel
+from labelqa_dask.core.kernels import kernel, summing_kernel
 from labelqa_dask.regression.grid import PIECE_ROWS, Grid, Masses, cells_of, find_piece
 from labelqa_dask.regression.patches import Patching, Plane, inverse_or_zero, values_at
 from labelqa_dask.regression.rows import Floats, Rows, features_per_unit, scale_of
@@ -186,8 +186,8 @@ def _choose_sources(
     candidates = [Sources(masses, k)]
     for factor in (2, 4):
         u_of, v_of = (axis.coarser(factor) for axis in (plane.grid.label, plane.grid.residual))
-        _, group = np.unique(np.stack([u_of[u], v_of[v]]), axis=1, return_inverse=True)
-        candidates.insert(0, Sources(masses.grouped(group.ravel()), k))
+        _, group = np.unique((u_of[u] << 32) + v_of[v], return_inverse=True)
+        candidates.insert(0, Sources(masses.grouped(group), k))
     fields, radius = [], None
     for sources in candidates:
         found = sources.field(checks.x, checks.y, radius)
@@ -211,20 +211,33 @@ def _smeared_median(values: Floats, half_widths: Floats, weights: Floats) -> flo
     """Median of rows of which each of some groups spreads evenly around a value."""
     n = weights.sum()
     low, high = values - half_widths, values + half_widths
-    inverse = inverse_or_zero(high - low)
-
-    def reached(t: float) -> float:
-        return float((weights * np.where(low >= t, 0.0, np.where(high <= t, 1.0, (t - low) * inverse))).sum())
-
-    def at(rank: float) -> float:
-        below, above = float(low.min()), float(high.max())
-        for _ in range(100):
-            middle = (below + above) / 2
-            below, above = (middle, above) if reached(middle) <= rank else (below, middle)
-        return above
-
+    groups = low, high, inverse_or_zero(high - low), weights
     # Rows (n - 1) / 2 and n / 2 of all, in whole numbers, as for a plain median; each is met at its middle.
-    return (at((n - 1) // 2 + 0.5) + at(n // 2 + 0.5)) / 2
+    return float(_smeared_rank((n - 1) // 2 + 0.5, *groups) + _smeared_rank(n // 2 + 0.5, *groups)) / 2
+
+
+@kernel
+def _smeared_rank(rank: float, low: Any, high: Any, inverse: Any, weights: Any) -> float:
+    """Where so many rows are reached, to the last bit."""
+    below, above = low.min(), high.max()
+    while True:
+        middle = (below + above) / 2
+        if not below < middle < above:
+            return above
+        if _reached(middle, low, high, inverse, weights) <= rank:
+            below = middle
+        else:
+            above = middle
+
+
+@summing_kernel
+def _reached(t: float, low: Any, high: Any, inverse: Any, weights: Any) -> float:
+    """How many rows lie below a value."""
+    total = 0.0
+    for i in range(len(low)):
+        share = 1.0 if high[i] <= t else (t - low[i]) * inverse[i]
+        total += weights[i] * (0.0 if low[i] >= t else share)
+    return total
 
 
 @kernel

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelqa_dask.core.errors import InvalidInput
-from labelqa_dask.core.kernels import Array, exp_nonpositive, kernel, precision_of, summing_kernel
+from labelqa_dask.core.kernels import Array, contracting_kernel, exp_nonpositive, kernel, precision_of, summing_kernel
 from labelqa_dask.core.task import Block
 
 Floats = NDArray[np.float64]
@@ -270,7 +270,7 @@ def _merge_moments(count: int, moments: Any, values: Any) -> None:
     moments[2], moments[3] = min(moments[2], lowest), max(moments[3], highest)
 
 
-@kernel
+@contracting_kernel
 def _scores(distances: Any, scale: float, out: Any) -> None:
     for i in range(len(distances)):
         score = exp_nonpositive(-max(distances[i], 0.0) / scale)

@@ -17,6 +17,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from typing import Any, Self, TypeVar, get_type_hints
 
 import numpy as np
@@ -413,6 +414,8 @@ def _canonical(content: Any) -> str:
 
 # States and receipts as JSON, by their own type annotations.
 
+_type_hints = cache(get_type_hints)
+
 
 def _encode(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
@@ -432,7 +435,7 @@ def _decode(kind: Any, value: Any) -> Any:
     alternatives = [kind, *getattr(kind, "__args__", ())]
     cls = next((a for a in alternatives if isinstance(a, type) and is_dataclass(a)), None)
     if isinstance(value, dict) and cls is not None:
-        hints = get_type_hints(cls)
+        hints = _type_hints(cls)
         return cls(**{f.name: _decode(hints[f.name], value[f.name]) for f in fields(cls)})
     if isinstance(value, dict):
         return {key: _decode(None, inner) for key, inner in value.items()}
