@@ -16,7 +16,7 @@ from dask.utils import format_bytes
 from distributed import Client
 from rich.table import Table
 
-from benchmarks.measure import in_turn
+from benchmarks.measure import Aside, in_turn
 from flows.cluster import open_cluster, resources_of
 from labelqa_dask.storage.location import Location
 from pipelines.audit import run_audit
@@ -87,9 +87,11 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def audit(plan: Plan, client: Client, out: Location, listener: Listener = lambda progress: None) -> None:
-    """One audit into an empty output."""
-    out.delete()
+def audit(
+    plan: Plan, client: Client, out: Location, aside: Aside, listener: Listener = lambda progress: None
+) -> None:
+    """One audit into an output that has been emptied."""
+    aside.do(out.delete)
     run_audit(plan, client, listener)
 
 
@@ -104,14 +106,14 @@ def table(gigabytes: float = 4.0) -> Table:
             config = config_for(data, out, method)
             plan = make_plan(config, resources_of(config))
             with open_cluster(config) as client:
-                pairs = in_turn(
-                    partial(audit, plan, client, Location.parse(out)), partial(read_only, client, config), runs=3
-                )
+                aside = Aside()
+                ours = partial(audit, plan, client, Location.parse(out), aside)
+                pairs = in_turn(ours, partial(read_only, client, config), runs=3, aside=aside)
                 peak = max(client.run(peak_bytes).values())
-            ours, reading = pairs.median
+            seconds, reading = pairs.median
             result.add_row(
                 f"{method} over {format_bytes(plan.input_bytes)}",
-                f"{ours:.1f} s",
+                f"{seconds:.1f} s",
                 f"{passes} × {reading:.1f} s",
                 f"{1 / pairs.ratio / passes:.2f}",
                 "≤ 1.25",

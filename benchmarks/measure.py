@@ -31,19 +31,35 @@ class Pairs:
         return statistics.median(self.ours), statistics.median(self.theirs)
 
 
-def in_turn(ours: Callable[[], object], theirs: Callable[[], object], *, runs: int = 5) -> Pairs:
+@dataclass
+class Aside:
+    """What is done between the parts of what is measured, and how long that has taken."""
+
+    seconds: float = 0.0
+
+    def do(self, function: Callable[[], object]) -> None:
+        """Call a function; its time does not count."""
+        self.seconds += seconds(function)
+
+
+NOTHING = Aside()
+
+
+def in_turn(
+    ours: Callable[[], object], theirs: Callable[[], object], *, runs: int = 5, aside: Aside = NOTHING
+) -> Pairs:
     """Time two things in turn after one warm-up of each."""
     ours()
     theirs()
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(runs)]
+    pairs = [(seconds(ours, aside), seconds(theirs, aside)) for _ in range(runs)]
     return Pairs(tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """How long one call takes."""
-    started = time.perf_counter()
+def seconds(function: Callable[[], object], aside: Aside = NOTHING) -> float:
+    """How long one call takes, but for what it does aside."""
+    started, before = time.perf_counter(), aside.seconds
     function()
-    return time.perf_counter() - started
+    return time.perf_counter() - started - (aside.seconds - before)
 
 
 def read_bandwidth() -> float:

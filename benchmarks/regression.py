@@ -19,7 +19,7 @@ from distributed import Client
 from rich.table import Table
 
 from benchmarks.end_to_end import audit, peak_bytes
-from benchmarks.measure import in_turn, seconds
+from benchmarks.measure import Aside, in_turn, seconds
 from flows.cluster import open_cluster, resources_of
 from labelqa_dask.regression import get_label_quality_scores
 from labelqa_dask.storage.location import Location
@@ -137,17 +137,18 @@ def end_to_end(rows: float = 100e6) -> Table:
 def _end_to_end(data: Location, out: Location, threads: int, before_each_walk: Callable[[], None]) -> tuple[str, ...]:
     config = config_for(data, out, threads)
     plan = make_plan(config, resources_of(config))
+    aside = Aside()
 
     def listen(progress: Progress) -> None:
         if progress.done == 0:
-            before_each_walk()
+            aside.do(before_each_walk)
 
     def read() -> None:
-        before_each_walk()
+        aside.do(before_each_walk)
         read_only(client, data)
 
     with open_cluster(config) as client:
-        pairs = in_turn(lambda: audit(plan, client, out, listen), read, runs=3)
+        pairs = in_turn(lambda: audit(plan, client, out, aside, listen), read, runs=5, aside=aside)
         peak = max(client.run(peak_bytes).values())
     ours, reading = pairs.median
     passes = len(plan.task.passes(plan.params)) + 1
