@@ -87,9 +87,7 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def audit(
-    plan: Plan, client: Client, out: Location, aside: Aside, listener: Listener = lambda progress: None
-) -> None:
+def audit(plan: Plan, client: Client, out: Location, aside: Aside, listener: Listener = lambda progress: None) -> None:
     """One audit into an output that has been emptied."""
     aside.do(out.delete)
     run_audit(plan, client, listener)

@@ -24,7 +24,7 @@ from pipelines.clusters import AnyBegunCluster, AnyJobsCluster, CoiledCluster, J
 # takes longer than decompressing into them; kept in the heap, in huge pages, they make reading almost twice as fast.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(32 << 20),
     "MALLOC_ARENA_MAX": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }

@@ -38,7 +38,7 @@ IN_QUEUE = {**JOBS, "queue": "long", "walltime": "12:00:00", "job_extra_directiv
 ACCOUNT, PROJECT = {**IN_QUEUE, "account": "vision"}, {**IN_QUEUE, "project": "vision"}
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
-    "MALLOC_TRIM_THRESHOLD_": "268435456",
+    "MALLOC_TRIM_THRESHOLD_": "33554432",
     "MALLOC_ARENA_MAX": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
