@@ -188,8 +188,8 @@ class ParquetSource:
         place = str(self.location / group.file)
         with self.location.errors_of(group.file):
             reader = self.location.reader(group.file, group.version)
-            try:
-                table = pq.ParquetFile(reader).read_row_group(group.group, columns=[*self.columns])
+            try:  # by one thread: the others of a worker read other regions
+                table = pq.ParquetFile(reader).read_row_group(group.group, columns=[*self.columns], use_threads=False)
             except StorageError:
                 raise
             except (pa.ArrowException, OSError) as error:
