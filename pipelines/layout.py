@@ -22,7 +22,6 @@ REGION_BYTES = 512 << 20
 REGION_ROWS = 1 << 22
 FEWEST_REGIONS = 16
 MOST_REGIONS = 1 << 18
-REGIONS_PER_SEAM = 4
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def choose_layout(
 def _region_bounds(source: Source, most: int) -> tuple[int, ...]:
     """Parts of at most so many rows, where one part is not already longer; each run between seams by itself."""
     rows = source.row_bounds()
-    ends = np.unique([0, *np.searchsorted(rows, source.seams(REGIONS_PER_SEAM * most)), len(rows) - 1])
+    ends = np.unique([0, *np.searchsorted(rows, source.seams(most)), len(rows) - 1])
     runs = (group_bounds(rows[start : stop + 1], most) for start, stop in pairwise(ends))
     return (*(bound for run in runs for bound in run[:-1]), int(rows[-1]))
 

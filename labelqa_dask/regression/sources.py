@@ -35,6 +35,9 @@ class Sources:
             piece = slice(first, first + _QUERIES_PER_PIECE)
             _field_at(x[piece], y[piece], guess[piece], self.masses.arrays, self.k, out[piece])
 
+        if len(x) <= _QUERIES_PER_PIECE:
+            work(0)
+            return out
         with ThreadPoolExecutor(available_cpus()) as pool:
             list(pool.map(work, range(0, len(x), _QUERIES_PER_PIECE)))
         return out
