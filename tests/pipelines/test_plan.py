@@ -21,8 +21,9 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput, LabelQAError, StorageError
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import manifest_digest
+from pipelines import layout
 from pipelines.config import AuditConfig, parse_config
-from pipelines.plan import Plan, Resources, make_plan
+from pipelines.plan import ID_BYTES, Plan, Resources, make_plan
 from tests.stores import Place
 
 PLENTY = Resources(2, 1, 64 << 30)
@@ -103,6 +104,15 @@ def test_planning_reads_no_data_of_parquet(tmp_path: Path) -> None:
     assert plan.layout.sizes == {"example": 5000, "class": 3}
     assert plan.manifest(plan.look_up()[0])["inputs"]["labels"]["bytes"] == len(content)
     assert len(plan.layout.regions) == 10
+
+
+def test_what_is_gathered_of_the_rows_of_a_region_is_bounded(tmp_path: Path) -> None:
+    n = 10**9
+    arrays: dict[str, Spec] = {"labels": ((n,), "uint8", (1024,)), "pred_probs": ((n, 10), "float16", (1024, 10))}
+    plain = plan_arrays(tmp_path / "plain", **arrays).layout.regions.step
+    named = plan_arrays(tmp_path / "named", **arrays, ids=((n,), "str", (1024,))).layout.regions.step
+    assert layout.REGION_ROWS <= plain < layout.REGION_ROWS + 10**5
+    assert named * 3 * (8 + ID_BYTES) <= layout.GATHERED_BYTES < 2.1 * named * 3 * (8 + ID_BYTES)
 
 
 def test_the_size_of_the_data_costs_nothing(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 import zarr
@@ -135,6 +136,7 @@ def test_parquet_output_opens_in_pandas(place: Place) -> None:
     assert frame.columns.tolist() == ["row", "id", "image_scores"]
     assert frame["row"].tolist() == list(range(N))
     assert frame["id"].tolist() == IDS.tolist()
+    assert not pq.read_schema(pa.BufferReader(location.read(parts[0]))).field("row").nullable
     np.testing.assert_array_equal(frame["image_scores"], scores()[0])
     if place.is_local:
         pd.testing.assert_frame_equal(pd.read_parquet(place.url("scores")), frame.reset_index(drop=True))
