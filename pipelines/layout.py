@@ -17,8 +17,9 @@ from labelqa_dask.storage.record import Json
 from labelqa_dask.storage.sources import Bounds, Source
 
 BLOCK_BYTES = 16 << 20
-GATHERED_BYTES = 192 << 20
+GATHERED_BYTES = 256 << 20
 REGION_BYTES = 512 << 20
+SMALL_REGION_BYTES = 128 << 20
 REGION_ROWS = 1 << 22
 FEWEST_REGIONS = 16
 MOST_REGIONS = 1 << 18
@@ -152,7 +153,9 @@ def choose_layout(
     # ones take a worker longer, not more memory, as long as little is gathered of each example.
     many = max(REGION_BYTES // max(1, example_bytes), 2 * -(-n // MOST_REGIONS) - 1)
     most = min(many, GATHERED_BYTES // max(1, gathered_bytes), REGION_ROWS)
-    wanted = region_rows or _power_of_two(min(n // FEWEST_REGIONS, most))
+    # Each takes milliseconds, whatever it holds: of small ones some dozen are enough; large ones occupy more cores.
+    fewest = FEWEST_REGIONS * (2 if n * example_bytes > 2 * FEWEST_REGIONS * SMALL_REGION_BYTES else 1)
+    wanted = region_rows or _power_of_two(min(n // fewest, most))
     blocks = -(-wanted // most_rows)
     block_rows = -(-wanted // (blocks * granule)) * granule
     bounds = _region_bounds(source, wanted) if irregular and not regular else None

@@ -15,7 +15,7 @@ from labelqa_dask.core.errors import LabelQAError, StorageError
 from labelqa_dask.core.kernels import Array
 from labelqa_dask.core.task import Pass, Task, get_task
 from labelqa_dask.storage.location import Location, map_ahead
-from labelqa_dask.storage.record import MERGED, Json, Receipt, Version, basis_of, content_digest, latest
+from labelqa_dask.storage.record import FORMAT, MERGED, Json, Receipt, Version, basis_of, content_digest, latest
 from labelqa_dask.storage.sinks import ParquetSink, Sink, ZarrSink, checksum
 from pipelines.estimate import regions_of
 from pipelines.layout import Layout, Region, Regions
@@ -48,6 +48,12 @@ def verify(out: Location) -> Verified:
     if manifest is None:
         place = str(version.run / "manifest.json")
         raise StorageError("is damaged, and with it all that tells what the version should hold", place)
+    if manifest["format"] != FORMAT:
+        raise StorageError(
+            f"was written in format {manifest['format']}, and this is of format {FORMAT}",
+            str(version.location),
+            "Verify it with the version of labelqa-dask that wrote it, or audit the data again.",
+        )
     record = _Record.of(version, manifest)
     problems = [*_files(version), *record.missing_regions(), *record.damaged_statistics(), *record.strange_parts()]
     problems += record.damaged_partials(manifest) if not problems else []

@@ -31,9 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelqa_dask.core.kernels import kernel, summing_kernel
-from labelqa_dask.regression.grid import PIECE_ROWS, Grid, Masses, cells_of, find_piece
+from labelqa_dask.regression.grid import Grid, Masses, cells_of, find_piece
 from labelqa_dask.regression.patches import Patching, Plane, inverse_or_zero, values_at
-from labelqa_dask.regression.rows import Floats, Rows, features_per_unit, scale_of
+from labelqa_dask.regression.rows import PIECE_ROWS, Floats, Rows, features_per_unit, scale_of
 from labelqa_dask.regression.sources import Sources
 
 _CHECKS = 256

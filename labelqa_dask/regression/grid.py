@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelqa_dask.core.kernels import inlined, kernel
-from labelqa_dask.regression.rows import Floats, Rows
+from labelqa_dask.regression.rows import PIECE_ROWS, Floats, Rows
 
 _INTERVALS = 192
 _MOST_INTERVALS = 2048
@@ -26,9 +26,6 @@ _STEP_BITS = 30
 _COARSE_BITS = 15
 _STEPS = 1 << _STEP_BITS
 _COARSE_STEPS = 1 << _COARSE_BITS
-
-PIECE_ROWS = 512
-"""Rows whose intervals are found together, by a loop without branches; where they lie stays in the cache."""
 
 # Values closer together than this are in one place: features are differences divided by 1e-100 at the least. Smaller
 # ones have no inverse.

@@ -20,7 +20,8 @@ LARGEST = 1e150
 SAME_PLACE = float(np.sqrt(100 * np.finfo(np.float64).eps))
 SMALLEST_SCALE = 1e-6
 
-_PIECE_ROWS = 512
+PIECE_ROWS = 512
+"""Rows that kernels work on together, where what is made of them on the way is to stay in the cache."""
 
 
 def read(block: Block) -> tuple[Floats, Floats]:
@@ -46,8 +47,7 @@ def _columns(block: Block) -> tuple[Floats, Floats]:
 def _refuse(block: Block, bad: int) -> None:
     """Name the value of a bad row, if there is one."""
     if bad >= 0:
-        labels = block["labels"]
-        name = "predictions" if abs(labels[bad]) < LARGEST else "labels"
+        name = "predictions" if abs(float(block["labels"][bad])) < LARGEST else "labels"
         value = block[name][bad]
         raise InvalidInput(
             f"value is {value}",
@@ -223,8 +223,8 @@ def _exp_of_minus_absolute(values: Any) -> None:
 
 
 @summing_kernel
-def _moments_of(values: Any) -> tuple[float, float, float, float]:
-    """Mean, sum of squared deviations from it, lowest and highest of some values.
+def _moments_of(values: Any, origin: float) -> tuple[float, float, float, float]:
+    """Mean less some origin, sum of squared deviations from the mean, lowest and highest of some values.
 
     Two walks, around the first value, so that a large mean costs no digits.
     """
@@ -239,7 +239,7 @@ def _moments_of(values: Any) -> tuple[float, float, float, float]:
         deviation = values[i] - mean
         squares += deviation * deviation
         rest += deviation
-    return mean, squares - rest * rest / n, lowest, highest
+    return (first - origin) + total / n, squares - rest * rest / n, lowest, highest
 
 
 @kernel
@@ -248,22 +248,27 @@ def _add_moments(labels: Any, predictions: Any, moments: Any) -> int:
 
     Floor: rows read once; a piece and its residuals stay in the cache for the second walk.
     """
-    residuals = np.empty(_PIECE_ROWS)
-    for start in range(0, len(labels), _PIECE_ROWS):
-        y, p = labels[start : start + _PIECE_ROWS], predictions[start : start + _PIECE_ROWS]
+    residuals = np.empty(PIECE_ROWS)
+    label, residual = 0.0, 0.0
+    for start in range(0, len(labels), PIECE_ROWS):
+        y, p = labels[start : start + PIECE_ROWS], predictions[start : start + PIECE_ROWS]
         r = residuals[: len(y)]
         bad = _subtract(p, y, r)
         if bad >= 0:
             return start + bad
-        _merge_moments(start, moments[0], y)
-        _merge_moments(start, moments[1], r)
+        if start == 0:
+            label, residual = y[0], r[0]
+        _merge_moments(start, moments[0], y, label)
+        _merge_moments(start, moments[1], r, residual)
+    moments[0, 0] += label
+    moments[1, 0] += residual
     return -1
 
 
 @kernel
-def _merge_moments(count: int, moments: Any, values: Any) -> None:
-    """Add values to the moments of so many others."""
-    mean, squares, lowest, highest = _moments_of(values)
+def _merge_moments(count: int, moments: Any, values: Any, origin: float) -> None:
+    """Add values to the moments of so many others, of which the mean is less the origin, too."""
+    mean, squares, lowest, highest = _moments_of(values, origin)
     delta, share = mean - moments[0], len(values) / (count + len(values))
     moments[0] += delta * share
     moments[1] += squares + delta * delta * (count * share)

@@ -188,7 +188,7 @@ class ParquetSource:
         place = str(self.location / group.file)
         with self.location.errors_of(group.file):
             reader = self.location.reader(group.file, group.version)
-            try:  # by one thread: the others of a worker read other regions
+            try:  # by this thread: a worker has as many as it was given
                 table = pq.ParquetFile(reader).read_row_group(group.group, columns=[*self.columns], use_threads=False)
             except StorageError:
                 raise

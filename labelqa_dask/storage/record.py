@@ -33,6 +33,8 @@ Json = dict[str, Any]
 StateT = TypeVar("StateT")
 
 _READ_AHEAD = 16
+FORMAT = 3
+"""Of the record. What another one tells is not read."""
 STATS, MERGED = "stats", "merged"
 """Where the states are that scores rest on, and those of the data where the former are frozen."""
 
@@ -43,7 +45,7 @@ class Sealed:
 
     def to_json(self) -> bytes:
         content = _canonical(_encode(self))
-        return f'{content[:-1]}, "digest": "{_text_digest(content)}"}}'.encode()
+        return f'{content[:-1]}, "digest": "{_key_digest(content.encode())}"}}'.encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Self | None:
@@ -280,8 +282,8 @@ def _load_state(content: bytes | None, kind: type[StateT], basis: str) -> StateT
 
 
 def state_digest(state: Any) -> str:
-    """Digest of every bit of a state."""
-    return content_digest(_dump_state(state, ""))
+    """Digest of every bit of a state, for keys."""
+    return _key_digest(_dump_state(state, ""))
 
 
 def latest(out: Location) -> Version | None:
@@ -401,11 +403,11 @@ def dump_json(content: Any) -> bytes:
 
 def json_digest(content: Any) -> str:
     """Digest of what JSON can hold."""
-    return _text_digest(_canonical(content))
+    return _key_digest(_canonical(content).encode())
 
 
-def _text_digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def _key_digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _canonical(content: Any) -> str:

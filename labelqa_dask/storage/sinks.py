@@ -66,7 +66,8 @@ class Sink(Protocol):
     """Where scores go.
 
     `write_block` may be called for parts that cover whole chunks; `write_rows` once per region, or `leave_out` for one
-    without scores: those are missing then (NaN, or -1 where they are integers; in Parquet null).
+    without scores: those are missing then (NaN, or -1 where they are integers; in Parquet null). Both return digests of
+    what they have written.
     """
 
     def create(self, outputs: Sequence[OutputArray], attributes: Mapping[str, Any]) -> None: ...
@@ -146,7 +147,7 @@ class ZarrSink:
             array = location.attempt(output.name, partial(self._open, output.name))
             values = ids if output.name == "id" and ids is not None else array.fill_value
             location.attempt(output.name, partial(array.__setitem__, slice(start, stop), values))
-        return Written({} if ids is None else {"id": checksum(ids)})
+        return Written(rows={} if ids is None else {"id": checksum(ids)})
 
     def take_over(
         self,
@@ -262,7 +263,7 @@ class ParquetSink:
         raise NotImplementedError(f"{name} has a value per pixel, which Parquet cannot hold; plan refuses this")
 
     def write_rows(self, region: str, start: int, columns: Columns) -> Written:
-        stored = {name: pa.chunked_array([*map(_stored, parts)]) for name, parts in columns.items()}
+        stored = {name: _stored(parts) for name, parts in columns.items()}
         return Written(files=self._write(region, start, pa.table(stored)))
 
     def leave_out(
@@ -291,7 +292,8 @@ class ParquetSink:
         found = former.read(old)
         if content_digest(found) != files[old]:
             raise FileNotFoundError(str(former / old))
-        return self._write(region, start, pq.read_table(io.BytesIO(found)).drop_columns(["row"]))
+        table = pq.read_table(io.BytesIO(found)).drop_columns(["row"])
+        return self._write(region, start, table.combine_chunks())
 
     def metadata(self) -> list[str]:
         return []
@@ -301,7 +303,7 @@ class ParquetSink:
         content = self.location.read(path)
         try:
             table = pq.read_table(io.BytesIO(content), columns=["row", name])
-            if table["row"].to_pylist() != list(range(start, stop)):
+            if not np.array_equal(table["row"].to_numpy(), np.arange(start, stop)):
                 raise StorageError("holds other rows than it should", str(self.location / path))
             column = table[name].combine_chunks()
             if column.null_count == len(column):
@@ -331,14 +333,24 @@ class ParquetSink:
 
 def _arrow_type(output: OutputArray) -> pa.DataType:
     value = pa.string() if output.dtype == object else pa.from_numpy_dtype(output.dtype)
-    return pa.list_(value, output.shape[1]) if len(output.shape) == 2 else value
+    return _list_of(value, output.shape[1]) if len(output.shape) == 2 else value
 
 
-def _stored(values: Array) -> pa.Array:
-    """Rows (n,), or rows (n, k) as lists of one length."""
-    if values.ndim == 1:
-        return pa.array(values)
-    return pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(values).ravel(), values.shape[1])
+def _list_of(value: pa.DataType, length: int) -> pa.DataType:
+    """Lists of one length, with the name for what is in them by which Parquet knows it: so they are when read again."""
+    return pa.list_(pa.field("element", value), length)
+
+
+def _stored(parts: Sequence[Array]) -> pa.ChunkedArray | pa.Array:
+    """Rows (n,), or rows (n, k) as lists of one length.
+
+    How lists are cut into parts shows in the pages of a file; how numbers are does not.
+    """
+    if parts[0].ndim == 1:
+        return pa.chunked_array([pa.array(part) for part in parts])
+    values = np.concatenate(parts)
+    numbers = pa.array(values.ravel())
+    return pa.FixedSizeListArray.from_arrays(numbers, type=_list_of(numbers.type, values.shape[1]))
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -107,6 +107,18 @@ def test_what_is_not_finite_is_refused_with_its_row(name: str, value: float, met
         get_label_quality_scores(**lazy, method=method).compute(scheduler="sync")
 
 
+@pytest.mark.parametrize("name", ["labels", "predictions"])
+def test_what_is_not_finite_is_refused_in_float32_too(name: str) -> None:
+    arrays = {
+        key: values.astype(np.float32)
+        for key, values in zip(("labels", "predictions"), regression_data(40), strict=True)
+    }
+    arrays[name][23] = np.inf
+    for neighbors in ("exact", "field"):
+        with pytest.raises(InvalidInput, match=f"{name}, example 23: value is inf"):
+            get_label_quality_scores(**arrays, neighbors=neighbors)
+
+
 @pytest.mark.parametrize("neighbors", ["exact", "field"])
 @pytest.mark.parametrize("read_only", [("labels",), ("predictions",), ("labels", "predictions")])
 def test_arrays_may_be_read_only(neighbors: Any, read_only: tuple[str, ...]) -> None:
@@ -188,6 +200,15 @@ def test_the_sample_is_drawn_by_row_number_alone() -> None:
     ]
     assert (merged.level, sorted(merged.hashes)) == (whole.level, sorted(whole.hashes))
     np.testing.assert_allclose(merged.deviation, [labels.std(), (predictions - labels).std()], rtol=1e-12)
+
+
+def test_moments_of_many_rows_far_from_zero_lose_no_digits() -> None:
+    labels, predictions = (values + 1e6 for values in regression_data(200_000))
+    survey = Rows.of(Block({"labels": labels, "predictions": predictions}, {"example": 0}), 100)
+    for column, values in enumerate((labels, predictions - labels)):
+        exact = values.astype(np.longdouble)
+        np.testing.assert_allclose(survey.mean[column], float(exact.mean()), rtol=1e-15, atol=1e-14)
+        np.testing.assert_allclose(survey.squares[column], float(((exact - exact.mean()) ** 2).sum()), rtol=1e-13)
 
 
 def test_a_field_that_misses_its_tolerance_says_so() -> None:

@@ -19,6 +19,7 @@ from labelqa_dask.core.errors import InvalidInput
 from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.run import Run
 from pipelines import layout
+from pipelines.plan import WRITTEN_TIMES
 from tests.pipelines.audits import FILES, ROWS, Audit, Data, on_disk, store_zarr
 from tests.stores import Place
 from tests.strategies import multilabel_data
@@ -163,7 +164,7 @@ def test_blocks_and_regions_do_not_change_the_result(
 def test_wide_scores_make_shorter_regions(place: Place, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept of a region until it is written stays small, however many classes there are."""
     data = sets()
-    monkeypatch.setattr(layout, "GATHERED_BYTES", 30 * CLASSES * 8)
+    monkeypatch.setattr(layout, "GATHERED_BYTES", 30 * CLASSES * 8 * WRITTEN_TIMES)
     monkeypatch.setattr(layout, "FEWEST_REGIONS", 1)
     settings = {"input": store_lists(place("data"), data), "output": {"format": "parquet"}}
     run = Audit(place, data, client, settings).run().run

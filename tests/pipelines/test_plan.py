@@ -23,7 +23,7 @@ from labelqa_dask.storage.location import Location
 from labelqa_dask.storage.record import manifest_digest
 from pipelines import layout
 from pipelines.config import AuditConfig, parse_config
-from pipelines.plan import ID_BYTES, Plan, Resources, make_plan
+from pipelines.plan import ID_BYTES, WRITTEN_TIMES, Plan, Resources, make_plan
 from tests.stores import Place
 
 PLENTY = Resources(2, 1, 64 << 30)
@@ -112,7 +112,8 @@ def test_what_is_gathered_of_the_rows_of_a_region_is_bounded(tmp_path: Path) -> 
     plain = plan_arrays(tmp_path / "plain", **arrays).layout.regions.step
     named = plan_arrays(tmp_path / "named", **arrays, ids=((n,), "str", (1024,))).layout.regions.step
     assert layout.REGION_ROWS <= plain < layout.REGION_ROWS + 10**5
-    assert named * 3 * (8 + ID_BYTES) <= layout.GATHERED_BYTES < 2.1 * named * 3 * (8 + ID_BYTES)
+    row_bytes = 8 * WRITTEN_TIMES + ID_BYTES
+    assert named * row_bytes <= layout.GATHERED_BYTES < 2.1 * named * row_bytes
 
 
 def test_the_size_of_the_data_costs_nothing(tmp_path: Path) -> None:

@@ -105,3 +105,13 @@ def test_a_part_that_belongs_to_no_region_is_found(place: Place, of_a_crowd: Aud
 def test_there_is_nothing_to_verify_before_a_version_is_published(of_numbers: Audit) -> None:
     with pytest.raises(StorageError, match="nothing has been published"):
         verify(of_numbers.location)
+
+
+@on_disk
+def test_what_another_format_tells_is_not_taken_for_damage(of_numbers: Audit) -> None:
+    version = of_numbers.run().run.version
+    manifest = version.manifest()
+    assert manifest is not None
+    version.write_manifest({**manifest, "format": 2})
+    with pytest.raises(StorageError, match="was written in format 2"):
+        verify(version.out)

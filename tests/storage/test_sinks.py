@@ -183,6 +183,19 @@ def test_parquet_has_no_values_per_pixel(place: Place) -> None:
         ParquetSink(place("scores")).write_block("pixel_scores", (slice(0, 1),), np.zeros((1, 2, 2)))
 
 
+@pytest.mark.parametrize("k", [0, 20])
+def test_a_part_whose_rows_have_moved_is_the_one_that_would_be_written_there(place: Place, k: int) -> None:
+    values = np.random.default_rng(0).random((60_000, k) if k else 60_000)
+    former, version, fresh = (place(f"run/v00000{i}") for i in (1, 2, 3))
+    was, now, anew = (ParquetSink(location / "scores") for location in (former, version, fresh))
+    for sink in (was, now, anew):
+        sink.create([], {})
+    written = was.write_rows("00000", 0, {"scores": np.array_split(values, 3)})
+    now.take_over(former, ("00000", 0), "00001", 7, 7 + len(values), [], written.files)
+    anew.write_rows("00001", 7, {"scores": np.array_split(values, 5)})
+    assert (version / "scores").read("part-00001.parquet") == (fresh / "scores").read("part-00001.parquet")
+
+
 def test_the_same_table_makes_the_same_file() -> None:
     def table() -> pa.Table:
         return pa.table({"a": np.arange(1000.0), "s": [f"é{i % 7}" for i in range(1000)]})
