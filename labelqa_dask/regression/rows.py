@@ -105,10 +105,8 @@ class Rows:
         while level and len(rows) <= capacity:
             level -= 1
             rows, hashes = _draw(first, n, level)
-        while len(rows) > capacity:
-            level += 1
-            chosen = _chosen(hashes, level)
-            rows, hashes = rows[chosen], hashes[chosen]
+        level, chosen = _thin(hashes, level, capacity)
+        rows, hashes = rows[chosen], hashes[chosen]
         drawn = labels[rows]
         residuals = predictions[rows] - drawn
         return cls(n, mean, squares, lowest, highest, capacity, level, drawn, residuals, hashes)
@@ -151,10 +149,7 @@ class Rows:
         return rounded
 
     def _thinned(self) -> Self:
-        level, chosen = self.level, _chosen(self.hashes, self.level)
-        while np.count_nonzero(chosen) > self.capacity:
-            level += 1
-            chosen = _chosen(self.hashes, level)
+        level, chosen = _thin(self.hashes, self.level, self.capacity)
         if chosen.all():
             return replace(self, level=level)
         kept = {name: getattr(self, name)[chosen] for name in ("labels", "residuals", "hashes")}
@@ -169,6 +164,15 @@ def features_per_unit(deviation: Floats, residual_scale: float) -> Floats:
 def _chosen(hashes: NDArray[np.uint64], level: int) -> NDArray[np.bool_]:
     """The hashes that are among the lowest 1 in 2^level."""
     return (hashes >> np.uint64(64 - level)) == 0 if level else np.ones(len(hashes), bool)
+
+
+def _thin(hashes: NDArray[np.uint64], level: int, capacity: int) -> tuple[int, NDArray[np.bool_]]:
+    """The lowest level from some level on at which hashes are no more than fit, and which are chosen at it."""
+    chosen = _chosen(hashes, level)
+    while np.count_nonzero(chosen) > capacity:
+        level += 1
+        chosen = _chosen(hashes, level)
+    return level, chosen
 
 
 def _first_number(block: Block) -> np.uint64:
