@@ -13,9 +13,9 @@ from labelqa_dask.regression import TASK
 from tests.strategies import regression_data
 
 ROWS = 20_000
-KINDS = ("normal", "heavy-tailed", "log-normal", "clustered", "ratings")
+KINDS = ("normal", "heavy-tailed", "log-normal", "clustered", "ratings", "clipped ratings")
 TOLERANCES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00")
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 PLOT = Path(__file__).parents[1] / "docs" / "outre_error.svg"
 
 WIDTH, HEIGHT = 720, 420
@@ -70,7 +70,7 @@ def plot(series: dict[str, list[tuple[int, float, float]]]) -> str:
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
         at = TOP + 20 + 22 * list(series).index(kind)
         parts.append(f'<text x="{WIDTH - RIGHT + 16}" y="{at}" fill="{colour}">{kind}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT + 16}" y="{TOP + 150}">dashed: estimated</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT + 16}" y="{TOP + 160}">dashed: estimated</text>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">patches</text>')
     parts.append(f'<text x="16" y="{HEIGHT / 2}" transform="rotate(-90 16 {HEIGHT / 2})">error of a score</text></svg>')
     return "\n".join(parts) + "\n"

@@ -102,6 +102,12 @@ def regression_data(n: int, kind: str = "normal", seed: int = 0) -> tuple[NDArra
     if kind == "ratings":
         labels = rng.integers(1, 6, n).astype(np.float64)
         return labels, labels + 0.7 * noise
+    if kind == "clipped ratings":
+        labels = rng.integers(1, 6, n).astype(np.float64)
+        return labels, (labels + noise).clip(1, 5)
+    if kind == "zeros in excess":
+        labels = rng.lognormal(size=n) * (rng.random(n) < 0.6)
+        return labels, np.maximum(labels + 0.3 * noise, 0)
     if kind == "constant":
         return np.full(n, 3.3), 3.3 + noise
     labels = rng.normal(size=n)

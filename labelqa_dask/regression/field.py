@@ -15,8 +15,9 @@ which decides how much of the cell belongs to the nearest k.
 
 The field is computed with its gradient at the corners of patches, each a rectangle of cells, and interpolated by the
 cubic polynomial that agrees with both at all four corners; its error falls with the fourth power of the patch. A patch
-whose error, seen at places inside it, exceeds the tolerance is cut in two. The scale is the weighted median of the
-field over the cells. A row then costs the same whatever n is: finding its cell, one polynomial, one exponential.
+whose error, seen at places inside it, exceeds the tolerance is cut in two. The scale is the median of the field over
+the rows of all cells (`median`). A row then costs the same whatever n is: finding its cell, one polynomial, one
+exponential.
 
 See docs/outre.md for the derivation, and for the error as a function of the number of patches.
 """
@@ -30,9 +31,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from labelqa_dask.core.kernels import kernel, summing_kernel
+from labelqa_dask.core.kernels import kernel
 from labelqa_dask.regression.grid import Grid, Masses, cells_of, find_piece
-from labelqa_dask.regression.patches import Patching, Plane, inverse_or_zero, values_at
+from labelqa_dask.regression.median import Distances
+from labelqa_dask.regression.patches import Patching, Plane, values_at
 from labelqa_dask.regression.rows import PIECE_ROWS, Floats, Rows, features_per_unit, scale_of
 from labelqa_dask.regression.sources import Sources
 
@@ -90,22 +92,11 @@ class Field:
         patching = Patching(plane, sources, index, masses, scale, settings.tolerance * _SHARE_OF_PATCHES)
         patches, patch_of, error_of_patches = patching.run()
         distances, gradients = values_at(patches[patch_of[index], :], *plane.raw(masses.x, masses.y))
-        gradients = gradients / per_unit
-        spread = (
-            gradients[:, 0] ** 2 * masses.xx
-            + 2 * gradients[:, 0] * gradients[:, 1] * masses.xy
-            + gradients[:, 1] ** 2 * masses.yy
-        )
         error_of_scale = 0.0
         if settings.scaled:
-            half_widths = np.sqrt(np.maximum(3 * spread, 0))
-            scale, plain = (
-                scale_of(_smeared_median(distances, widths, masses.weight), True)
-                for widths in (half_widths, np.zeros_like(half_widths))
-            )
-            # A score exp(-d / scale) changes by no more than 1 / e of a change of the scale, and what spreading the
-            # cells has changed is taken to be right to two thirds.
-            error_of_scale = abs(scale - plain) / scale / math.e / 3
+            median, off = Distances.of(masses, index, grid, per_unit, distances, gradients / per_unit).median()
+            scale = scale_of(median, True)
+            error_of_scale = off / scale / math.e  # which is by how much exp(-d / scale) changes at the most
         seen = values_at(patches[patch_of[checks.cell], :], *plane.raw(checks.x, checks.y))[0]
         measured = np.abs(np.exp(-seen / scale) - np.exp(-finest / scale)).max()
         error = max(float(measured), error_of_patches) + error_of_sources + error_of_scale
@@ -205,39 +196,6 @@ def _choose_sources(
         if len(index) > _FEW_CELLS and change(values, finest) <= settings.tolerance * _SHARE_OF_SOURCES:
             return sources, finest, change(values, finest) + remains, scale
     return candidates[2], finest, remains, scale
-
-
-def _smeared_median(values: Floats, half_widths: Floats, weights: Floats) -> float:
-    """Median of rows of which each of some groups spreads evenly around a value."""
-    n = weights.sum()
-    low, high = values - half_widths, values + half_widths
-    groups = low, high, inverse_or_zero(high - low), weights
-    # Rows (n - 1) / 2 and n / 2 of all, in whole numbers, as for a plain median; each is met at its middle.
-    return float(_smeared_rank((n - 1) // 2 + 0.5, *groups) + _smeared_rank(n // 2 + 0.5, *groups)) / 2
-
-
-@kernel
-def _smeared_rank(rank: float, low: Any, high: Any, inverse: Any, weights: Any) -> float:
-    """Where so many rows are reached, to the last bit."""
-    below, above = low.min(), high.max()
-    while True:
-        middle = (below + above) / 2
-        if not below < middle < above:
-            return above
-        if _reached(middle, low, high, inverse, weights) <= rank:
-            below = middle
-        else:
-            above = middle
-
-
-@summing_kernel
-def _reached(t: float, low: Any, high: Any, inverse: Any, weights: Any) -> float:
-    """How many rows lie below a value."""
-    total = 0.0
-    for i in range(len(low)):
-        share = 1.0 if high[i] <= t else (t - low[i]) * inverse[i]
-        total += weights[i] * (0.0 if low[i] >= t else share)
-    return total
 
 
 @kernel

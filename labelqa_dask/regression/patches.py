@@ -16,6 +16,10 @@ from labelqa_dask.regression.sources import Sources
 _ROOT_CELLS = 16
 _MOST_PATCHES = 20_000
 
+_SHARED = 1e-3
+"""Of all rows: where more of them are in one place, an error near their score, which moves others past all of
+them, must be smaller by as much."""
+
 Ints = NDArray[np.intp]
 
 
@@ -57,6 +61,14 @@ class Patching:
         self._mass_of = np.full(self._shape, -1, np.int64)
         self._mass_of.ravel()[index] = np.arange(len(index))
         self._nodes = np.full((self._shape[0] + 1, self._shape[1] + 1, 3), np.nan)
+        # Rows that are all in one place.
+        u, v = np.divmod(index, self._shape[1])
+        points = np.flatnonzero((plane.grid.label.widths[u] == 0) & (plane.grid.residual.widths[v] == 0))
+        self._pull = np.zeros(self._nodes.shape[:2])
+        self._pull[u[points], v[points]] = np.minimum(masses.weight[points] / sources.k, 1.0)
+        shares = masses.weight / masses.weight.sum()
+        points = points[shares[points] > _SHARED]
+        self._shares, self._distances = shares[points], sources.field(masses.x[points], masses.y[points])[:, 0]
         # Both lines of an interval without width are the same place.
         self._same_u, self._same_v = (
             np.arange(len(axis.lines)) - np.concatenate([[False], axis.widths == 0])
@@ -70,14 +82,14 @@ class Patching:
         done: list[tuple[Ints, Floats]] = []
         finished, error = 0, 0.0
         while len(active):
-            patches, errors, cuts = self._fit(active)
-            wanting = (errors > self._tolerance) & (cuts != 0)
+            patches, errors, tolerances, cuts = self._fit(active)
+            wanting = (errors > tolerances) & (cuts != 0)
             room = _MOST_PATCHES - finished - len(active)
             if np.count_nonzero(wanting) > room:
-                worst = np.argsort(np.where(wanting, -errors, 0.0), kind="stable")[: max(room, 0)]
+                worst = np.argsort(np.where(wanting, -errors / tolerances, 0.0), kind="stable")[: max(room, 0)]
                 wanting &= np.isin(np.arange(len(active)), worst)
             settled = ~wanting
-            stuck = settled & (errors > self._tolerance)
+            stuck = settled & (errors > tolerances)
             patches[stuck], errors[stuck] = self._corrected(active[stuck], patches[stuck])
             error = max(error, float(errors[settled].max(initial=0.0)))
             done.append((active[settled], patches[settled]))
@@ -94,6 +106,14 @@ class Patching:
         _shrink(self._mass_of, shrunk)
         return shrunk[shrunk[:, 0] < shrunk[:, 1]]
 
+    def _from_inside(self, u: Ints, v: Ints, side_u: int, side_v: int) -> Floats:
+        """The field at crossings, and its slopes on one side of them: on a place of many rows stands a cone."""
+        seen = self._at_nodes(u, v)
+        pull = self._pull[self._same_u[u], self._same_v[v]]
+        seen[:, 1] += side_u * pull
+        seen[:, 2] += side_v * pull
+        return seen
+
     def _at_nodes(self, u: Ints, v: Ints) -> Floats:
         """The field and its gradient at crossings of lines, computed once each."""
         u, v = self._same_u[u], self._same_v[v]
@@ -108,18 +128,23 @@ class Patching:
         self.places += len(x)
         return self._sources.field(x, y)
 
-    def _fit(self, rectangles: Ints) -> tuple[Floats, Floats, Ints]:
-        """Polynomials, their errors in score, and along which axis to cut (1 label, 2 residual, 0 cannot be cut)."""
+    def _fit(self, rectangles: Ints) -> tuple[Floats, Floats, Floats, Ints]:
+        """Polynomials, their errors in score, how large these may be, and which axis to cut.
+
+        The axis is 1 for the label, 2 for the residual, and 0 for what cannot be cut.
+        """
         u0, u1, v0, v1 = rectangles.T
         mass = self._mass(rectangles)
         single = (mass.xx + mass.yy) == 0
-        corners = np.stack([self._at_nodes(u, v) for u in (u0, u1) for v in (v0, v1)], axis=1)
+        sides = [(u, v, side_u, side_v) for u, side_u in ((u0, 1), (u1, -1)) for v, side_v in ((v0, 1), (v1, -1))]
+        corners = np.stack([self._from_inside(*side) for side in sides], axis=1)
         extent = self._extent(rectangles)
         coefficients = _hermite(corners, extent)
         middle = self._field(mass.x, mass.y)
         coefficients[single] = 0.0
         coefficients[single, 0] = middle[single, 0]
         at_mass = self._score_error(coefficients, self._local(rectangles, mass.x, mass.y), middle[:, 0])
+        tolerances = self._tolerances(np.column_stack([corners[:, :, 0], middle[:, 0]]))
         um, vm = (u0 + u1) // 2, (v0 + v1) // 2
         along_u, along_v = (np.zeros(len(rectangles)) for _ in range(2))
         for u, v, errors in ((um, v0, along_u), (um, v1, along_u), (u0, vm, along_v), (u1, vm, along_v)):
@@ -128,32 +153,54 @@ class Patching:
             np.maximum(errors, seen, out=errors)
         can_u, can_v = u1 - u0 > 1, v1 - v0 > 1
         # Where lines leave no choice, or neither side shows the error, the longer way is cut.
-        longer_u = np.where(
-            np.maximum(along_u, along_v) > self._tolerance, along_u >= along_v, extent[:, 0] >= extent[:, 1]
-        )
+        longer_u = np.where(np.maximum(along_u, along_v) > tolerances, along_u >= along_v, extent[:, 0] >= extent[:, 1])
         cuts = np.where(can_u & (longer_u | ~can_v), 1, np.where(can_v, 2, 0))
         errors = np.maximum(at_mass, np.maximum(along_u * can_u, along_v * can_v))
+        good = errors <= tolerances
+        errors[good] = np.maximum(errors[good], self._errors_inside(rectangles[good], coefficients[good]))
         errors[single] = 0.0
-        return coefficients, errors, cuts
+        return coefficients, errors, tolerances, cuts
+
+    def _tolerances(self, distances: Floats) -> Floats:
+        """How large errors may be in patches in which (m, places) distances were seen."""
+        low, high = distances.min(axis=1, keepdims=True), distances.max(axis=1, keepdims=True)
+        met = (low <= self._distances) & (self._distances <= high)
+        share = np.where(met, self._shares, 0.0).max(axis=1, initial=0.0)
+        return self._tolerance / np.maximum(share / _SHARED, 1.0)
+
+    def _errors_inside(self, rectangles: Ints, coefficients: Floats) -> Floats:
+        """Largest error in score half way between the middle and the corners."""
+        (start_x, start_y), extent = self._start(rectangles), self._extent(rectangles)
+        errors = np.zeros(len(rectangles))
+        for s in (0.25, 0.75):
+            for t in (0.25, 0.75):
+                x, y = start_x + s * extent[:, 0], start_y + t * extent[:, 1]
+                seen = self._score_error(coefficients, self._local(rectangles, x, y), self._field(x, y)[:, 0])
+                np.maximum(errors, seen, out=errors)
+        return errors
 
     def _corrected(self, rectangles: Ints, coefficients: Floats) -> tuple[Floats, Floats]:
-        """Polynomials that are right to first order where the mass is, and their errors among it."""
+        """Polynomials that are right to first order where the mass is, if that is better, and their errors among it."""
+        u0, u1, v0, v1 = rectangles.T
         mass = self._mass(rectangles)
         value, *gradient = self._field(mass.x, mass.y)[:, :3].T
         extent = self._extent(rectangles)
         s, t = self._local(rectangles, mass.x, mass.y)
         seen, slope = _polynomial(coefficients, s, t)
         delta = (np.stack(gradient, axis=1) * extent) - slope
-        coefficients = coefficients.copy()
-        coefficients[:, 0] += value - seen - delta[:, 0] * s - delta[:, 1] * t
-        coefficients[:, _S] += delta[:, 0]
-        coefficients[:, _T] += delta[:, 1]
-        errors = np.zeros(len(rectangles))
-        for side_x, side_y in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-            x, y = mass.x + side_x * np.sqrt(3 * mass.xx), mass.y + side_y * np.sqrt(3 * mass.yy)
-            true = self._field(x, y)[:, 0]
-            np.maximum(errors, self._score_error(coefficients, self._local(rectangles, x, y), true), out=errors)
-        return coefficients, errors
+        corrected = coefficients.copy()
+        corrected[:, 0] += value - seen - delta[:, 0] * s - delta[:, 1] * t
+        corrected[:, _S] += delta[:, 0]
+        corrected[:, _T] += delta[:, 1]
+        errors = np.zeros((2, len(rectangles)))
+        for side_x, side_y in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)):
+            x = np.clip(mass.x + side_x * np.sqrt(3 * mass.xx), self._plane.x[u0], self._plane.x[u1])
+            y = np.clip(mass.y + side_y * np.sqrt(3 * mass.yy), self._plane.y[v0], self._plane.y[v1])
+            true, place = self._field(x, y)[:, 0], self._local(rectangles, x, y)
+            both = [self._score_error(polynomials, place, true) for polynomials in (coefficients, corrected)]
+            np.maximum(errors, both, out=errors)
+        better = errors[1] < errors[0]
+        return np.where(better[:, None], corrected, coefficients), errors.min(axis=0)
 
     def _score_error(self, coefficients: Floats, place: tuple[Floats, Floats], true: Floats) -> Floats:
         seen, _ = _polynomial(coefficients, *place)
@@ -169,6 +216,9 @@ class Patching:
         of_cells = Masses(*(values[chosen] for values in m.arrays))
         return of_cells.grouped(owner[chosen])
 
+    def _start(self, rectangles: Ints) -> tuple[Floats, Floats]:
+        return self._plane.x[rectangles[:, 0]], self._plane.y[rectangles[:, 2]]
+
     def _extent(self, rectangles: Ints) -> Floats:
         u0, u1, v0, v1 = rectangles.T
         x, y = self._plane.x, self._plane.y
@@ -179,8 +229,7 @@ class Patching:
 
     def _local(self, rectangles: Ints, x: Floats, y: Floats) -> tuple[Floats, Floats]:
         """Places relative to their rectangles, from 0 to 1."""
-        inverse = inverse_or_zero(self._extent(rectangles))
-        start_x, start_y = self._plane.x[rectangles[:, 0]], self._plane.y[rectangles[:, 2]]
+        (start_x, start_y), inverse = self._start(rectangles), inverse_or_zero(self._extent(rectangles))
         return (x - start_x) * inverse[:, 0], (y - start_y) * inverse[:, 1]
 
     def _located(self, rectangles: Ints, coefficients: Floats) -> Floats:

@@ -106,7 +106,7 @@ def _field_at(px: Any, py: Any, guess: Any, masses: Any, k: float, out: Any) -> 
             within, distance, gx, gy = _sum_within(px[i], py[i], low, weight, x, y, mean, half)
             count, at_low, at_high = 0, within, within
             for j in range(m):
-                if mean[j] + half[j] > low and mean[j] - half[j] < high:
+                if mean[j] + half[j] > low and mean[j] - half[j] <= high:
                     edge[count] = j
                     count += 1
                     at_low += weight[j] * _share_within(low, mean[j], half[j])

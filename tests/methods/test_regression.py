@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labelqa_dask.core.blocks import Whole, reduce_arrays
+from labelqa_dask.core.blocks import Whole, reduce_arrays, score_arrays
 from labelqa_dask.core.errors import InvalidConfig, InvalidInput
 from labelqa_dask.core.task import Block, merge_states
 from labelqa_dask.regression import TASK, get_label_quality_scores
@@ -221,6 +221,49 @@ def test_a_field_that_misses_its_tolerance_says_so() -> None:
     missed = {**stats, "count": replace(stats["count"], error=0.02)}
     assert "Scores may be off by 0.02" in TASK.remarks(params, missed)[0]
     assert not TASK.statistics(params, missed)["tolerance_met"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_scale_is_the_median_even_where_few_rows_lie_around_it(seed: int) -> None:
+    labels, predictions = regression_data(100_000, "clustered", seed)
+    stats = reduce_arrays(
+        TASK,
+        Whole({"labels": labels, "predictions": predictions}, {"example": len(labels)}),
+        TASK.params(neighbors="field"),
+    )
+    field = stats["count"]
+    distances = field.distances_of(labels, predictions - labels)
+    off = abs(field.scale / np.median(distances) - 1)
+    assert off < 1e-3
+    assert off / np.e < field.error
+
+
+@pytest.mark.parametrize("kind", ["normal", "clipped ratings", "zeros in excess"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_error_of_a_field_is_about_what_was_estimated(kind: str, seed: int) -> None:
+    labels, predictions = regression_data(5000, kind, seed)
+    params = TASK.params(neighbors="field")
+    whole = Whole({"labels": labels, "predictions": predictions}, {"example": len(labels)})
+    stats = reduce_arrays(TASK, whole, params)
+    exact = get_label_quality_scores(labels, predictions, neighbors="exact")
+    error = np.abs(score_arrays(TASK, whole, params, stats)["label_quality_score"] - exact).max()
+    assert error < 1.5 * stats["count"].error
+
+
+def test_the_field_is_known_where_all_rows_are_equally_far() -> None:
+    none, one = np.zeros(2), np.ones(2)
+    sources = Sources(Masses(one, none, none, none, none, none), 1.0)
+    for x in (np.array([1.0, 1e3]), np.array([3.0, 1e84])):
+        np.testing.assert_allclose(sources.field(x, none)[:, 0], x)
+
+
+def test_rows_next_to_a_place_of_many_keep_their_rank() -> None:
+    labels, predictions = regression_data(5000, "clipped ratings", 1)
+    exact, field = (get_label_quality_scores(labels, predictions, neighbors=how) for how in ("exact", "field"))
+    clipped = exact[(labels == 5) & (predictions == 5)][0]
+    beside = np.abs(exact - clipped) < 1e-3
+    assert np.count_nonzero(beside & (exact != clipped)) >= 5
+    np.testing.assert_allclose(field[beside] - field[exact == clipped][0], exact[beside] - clipped, rtol=0, atol=2e-5)
 
 
 def test_intervals_hold_their_values() -> None:

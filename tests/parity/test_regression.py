@@ -35,6 +35,7 @@ DATA: dict[str, Callable[[], Pair]] = {
     "log-normal": lambda: regression_data(300, "log-normal"),
     "clustered": lambda: regression_data(300, "clustered"),
     "ratings": lambda: regression_data(300, "ratings"),
+    "clipped ratings": lambda: regression_data(300, "clipped ratings"),
     "constant labels": lambda: regression_data(300, "constant"),
     "constant predictions": lambda: (regression_data(90)[0], np.full(90, 0.7)),
     "predicted exactly": lambda: (regression_data(90)[0],) * 2,
@@ -109,7 +110,16 @@ def test_more_than_a_leaf_of_points_equals_the_reference() -> None:
     np.testing.assert_allclose(scores, reference(labels, predictions), rtol=0, atol=1e-9)
 
 
-KINDS = ["normal", "heavy-tailed", "log-normal", "clustered", "ratings", "constant"]
+KINDS = [
+    "normal",
+    "heavy-tailed",
+    "log-normal",
+    "clustered",
+    "ratings",
+    "clipped ratings",
+    "zeros in excess",
+    "constant",
+]
 
 
 @pytest.mark.parametrize(
