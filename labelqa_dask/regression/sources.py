@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from labelqa_dask.core.blocks import available_cpus
-from labelqa_dask.core.kernels import kernel, summing_kernel
+from labelqa_dask.core.kernels import inlined, kernel, summing_kernel
 from labelqa_dask.regression.grid import Masses
 from labelqa_dask.regression.rows import Floats
 
@@ -43,7 +43,8 @@ class Sources:
         return out
 
 
-# Floor of the field at one place: two square roots and a division for each cell, about 6 cycles in vectors of four.
+# Floor of the field at one place: two square roots and a division for each cell, about 6 cycles in vectors of four;
+# then a product and two comparisons for each radius that is tried, some eight.
 
 
 @summing_kernel
@@ -57,103 +58,86 @@ def _spread(px: float, py: float, x: Any, y: Any, xx: Any, xy: Any, yy: Any, mea
         half[j] = np.sqrt(3 * max(along, 0.0))
 
 
+@inlined
+def _share_within(radius: Any, mean: Any, half: Any) -> Any:
+    share = (radius - mean + half) / (2 * half + 1e-300)
+    return 1.0 if radius >= mean + half else max(share, 0.0)
+
+
 @summing_kernel
-def _sum_within(
-    px: float, py: float, radius: float, weight: Any, x: Any, y: Any, mean: Any, half: Any
-) -> tuple[float, float, float, float]:
-    """Weight, sum of distances and sum of unit vectors of the cells that lie wholly within a radius."""
-    total, distance, gx, gy = 0.0, 0.0, 0.0, 0.0
-    for j in range(len(x)):
-        w = weight[j] if mean[j] + half[j] <= radius else 0.0
-        total += w
-        distance += w * mean[j]
-        w /= mean[j] + 1e-300
-        gx += w * (px - x[j])
-        gy += w * (py - y[j])
-    return total, distance, gx, gy
+def _reached(radius: float, weight: Any, mean: Any, half: Any) -> tuple[float, float]:
+    """Weight within a radius, and by how much it grows with it."""
+    total, slope = 0.0, 0.0
+    for j in range(len(weight)):
+        share = _share_within(radius, mean[j], half[j])
+        total += weight[j] * share
+        slope += weight[j] / (2 * half[j] + 1e-300) if 0.0 < share < 1.0 else 0.0
+    return total, slope
 
 
-@kernel
-def _share_within(radius: float, mean: float, half: float) -> float:
-    if radius >= mean + half:
-        return 1.0
-    if radius <= mean - half:
-        return 0.0
-    return (radius - mean + half) / (2 * half)
+@summing_kernel
+def _average(weight: Any, mean: Any) -> float:
+    total, distance = 0.0, 0.0
+    for j in range(len(weight)):
+        total += weight[j]
+        distance += weight[j] * mean[j]
+    return distance / total
+
+
+@summing_kernel
+def _distance(radius: float, k: float, weight: Any, mean: Any, half: Any) -> float:
+    """Sum of the distances that are less than a radius, and of the radius for what is missing to the weight k."""
+    within, total, beyond = 0.0, 0.0, 0.0
+    for j in range(len(weight)):
+        share = _share_within(radius, mean[j], half[j])
+        wholly = weight[j] if share == 1.0 else 0.0
+        within += wholly
+        total += wholly * mean[j]
+        beyond += (weight[j] - wholly) * share * (radius - mean[j] + half[j]) / 2
+    return total + radius * (k - within) - beyond
+
+
+@summing_kernel
+def _slopes(
+    px: float, py: float, low: float, high: float, part: float, weight: Any, x: Any, y: Any, mean: Any, half: Any
+) -> tuple[float, float]:
+    """Sum of the unit vectors from what is within one radius, and from a part of what is within a second only."""
+    along_x, along_y = 0.0, 0.0
+    for j in range(len(weight)):
+        nearer, farther = _share_within(low, mean[j], half[j]), _share_within(high, mean[j], half[j])
+        pull = weight[j] * (nearer + part * (farther - nearer)) / (mean[j] + 1e-300)
+        along_x += pull * (px - x[j])
+        along_y += pull * (py - y[j])
+    return along_x, along_y
 
 
 @kernel
 def _field_at(px: Any, py: Any, guess: Any, masses: Any, k: float, out: Any) -> None:
     weight, x, y, xx, xy, yy = masses
-    m = len(x)
-    mean, half = np.empty(m), np.empty(m)
-    edge = np.empty(m, np.int64)
-    last_x, last_y, last_radius = 0.0, 0.0, -1.0
+    mean, half = np.empty(len(x)), np.empty(len(x))
+    everything, radius = weight.sum(), 0.0
     for i in range(len(px)):
         _spread(px[i], py[i], x, y, xx, xy, yy, mean, half)
-        if guess[i] >= 0:
-            low, high = max(0.0, 0.98 * guess[i] - 1e-9), 1.02 * guess[i] + 1e-9
-        elif last_radius < 0:
-            low, high = 0.0, 0.0
-            for j in range(m):
-                high = max(high, mean[j] + half[j])
-        else:
-            way = np.hypot(px[i] - last_x, py[i] - last_y)
-            margin = 1e-9 + 0.02 * last_radius
-            low, high = max(0.0, last_radius - way - margin), last_radius + way + margin
-        # Bracket the radius that holds the weight k.
-        while True:
-            within, distance, gx, gy = _sum_within(px[i], py[i], low, weight, x, y, mean, half)
-            count, at_low, at_high = 0, within, within
-            for j in range(m):
-                if mean[j] + half[j] > low and mean[j] - half[j] <= high:
-                    edge[count] = j
-                    count += 1
-                    at_low += weight[j] * _share_within(low, mean[j], half[j])
-                    at_high += weight[j] * _share_within(high, mean[j], half[j])
-            slack = 1e-12 * k
-            if at_low > k and low > 0:
-                low, high = max(0.0, low - 2 * (high - low)), low
-            elif at_high < k - slack:
-                low, high = high, high + 2 * (high - low) + 1e-300
-            else:
-                break
-        # Within the bracket only cells at the edge matter: Newton's steps and halving in turn, as a place that many
-        # rows share is a step that Newton's would creep up to.
-        radius = (low + high) / 2
-        for trial in range(120):
-            reached, slope = within, 0.0
-            for e in range(count):
-                j = edge[e]
-                share = _share_within(radius, mean[j], half[j])
-                reached += weight[j] * share
-                if 0.0 < share < 1.0:
-                    slope += weight[j] / (2 * half[j])
-            if abs(reached - k) <= slack:
+        radius = guess[i] if guess[i] >= 0 else radius
+        if radius == 0.0:
+            radius = _average(weight, mean)
+        low, high, at_low, at_high = 0.0, np.inf, 0.0, everything
+        # Newton's steps and halving in turn: a place that many rows share is a step that Newton's would creep up to.
+        for trial in range(4096):  # which leads from any radius to any other
+            reached, slope = _reached(radius, weight, mean, half)
+            if abs(reached - k) <= 1e-12 * k:
                 low, high = radius, radius
                 break
             if reached < k:
                 low, at_low = radius, reached
             else:
                 high, at_high = radius, reached
-            if high - low <= 1e-14 * high:
+            if high - low <= 1e-14 * low:
                 break
-            step = radius + (k - reached) / slope if slope > 0 and trial % 2 == 0 else high
-            radius = step if low < step < high else (low + high) / 2
+            step = radius + (k - reached) / slope if trial % 4 < 3 else high
+            radius = step if low < step < high else min((low + high) / 2, 2 * radius)
         # Of a place at that very distance only so much belongs to the nearest that the weight is k.
         part = (k - at_low) / (at_high - at_low) if at_high > at_low and high > low else 1.0
-        total = distance + radius * (k - within)
-        for e in range(count):
-            j = edge[e]
-            share = _share_within(radius, mean[j], half[j])
-            if share == 1.0:
-                total -= weight[j] * (radius - mean[j])
-            elif share > 0.0:
-                total -= weight[j] * share * (radius - mean[j] + half[j]) / 2
-            nearer, farther = _share_within(low, mean[j], half[j]), _share_within(high, mean[j], half[j])
-            pull = weight[j] * (nearer + part * (farther - nearer)) / (mean[j] + 1e-300)
-            gx += pull * (px[i] - x[j])
-            gy += pull * (py[i] - y[j])
-        out[i, 0], out[i, 1], out[i, 2] = max(total, 0.0) / k, gx / k, gy / k
-        out[i, 3] = radius
-        last_x, last_y, last_radius = px[i], py[i], radius
+        out[i, 0] = max(_distance(radius, k, weight, mean, half), 0.0) / k
+        along_x, along_y = _slopes(px[i], py[i], low, high, part, weight, x, y, mean, half)
+        out[i, 1], out[i, 2], out[i, 3] = along_x / k, along_y / k, radius
