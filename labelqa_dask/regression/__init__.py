@@ -61,10 +61,9 @@ Scaling = Literal["median", "none"]
 Neighbors = Literal["auto", "exact", "field", "pynndescent"]
 
 EVERY_ROW = int(np.iinfo(np.int64).max)
-EXACT_ROWS = 1 << 14
-"""Up to so many rows `auto` is exact: 0.15 seconds on two cores, little more than the field takes."""
-SAMPLE_ROWS = 1 << 15
-"""How many rows at most are kept to lay a grid by."""
+SAMPLE_ROWS = 1 << 14
+"""How many rows at most are kept to lay a grid by. Where these are all, `auto` is exact: that takes 0.15 seconds on two
+cores, little more than the field does."""
 ROW_BYTES = 200
 """Memory of a row where all are held, at the peak: sorted, merged, and cut into leaves or shards."""
 PYNNDESCENT_BYTES = 672 << 20
@@ -191,7 +190,7 @@ def surveyed(rows: Rows, params: RegressionParams, stats: Stats) -> Any:
     scaled = _is_scaled(params)
     if params.n_neighbors is not None:
         return Shards.of(rows, params.residual_scale, params.n_neighbors, scaled)
-    if params.neighbors == "field" or (rows.count > EXACT_ROWS and rows.capacity < EVERY_ROW):
+    if params.neighbors == "field" or not rows.complete:
         return Plane(rows, Grid.of(rows))
     per_unit = features_per_unit(rows.deviation, params.residual_scale)
     points = Points.of(rows.labels, rows.residuals)

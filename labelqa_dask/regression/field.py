@@ -43,7 +43,7 @@ _FEW_CELLS = 2048
 
 # Of the tolerance; checks see much of the error, not all.
 _SHARE_OF_SOURCES = 0.1
-_SHARE_OF_PATCHES = 0.1
+_SHARE_OF_PATCHES = 0.05
 
 Ints = NDArray[np.intp]
 

@@ -60,7 +60,7 @@ def test_where_every_row_is_in_the_sample_scores_are_exact(kind: str) -> None:
 def test_scores_are_those_of_the_reference_sample(complete: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbors, "REFERENCE_ROWS", 500)
     if not complete:
-        monkeypatch.setattr("labelqa_dask.regression.EXACT_ROWS", 1000)
+        monkeypatch.setattr("labelqa_dask.regression.SAMPLE_ROWS", 1000)
     labels, predictions = regression_data(3000, "heavy-tailed")
     stats = stats_of(labels, predictions, frac_neighbors=0.4)
     assert (stats["count"] is None) == complete
