@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -77,6 +78,12 @@ class Distances:
         off = 2 * math.sqrt(float((self.weight * below * (1 - below)).sum()))
         return median, (self._at(min(n / 2 + off, n)) - self._at(max(n / 2 - off, 0.0))) / 2
 
+    @cached_property
+    def _bounds(self) -> list[tuple[Floats, Floats]]:
+        """Least and greatest distances in their order, each with the number of rows of the cells up to there."""
+        orders = ((bound, np.argsort(bound, kind="stable")) for bound in (self.low, self.high))
+        return [(bound[order], np.cumsum(self.weight[order])) for bound, order in orders]
+
     def _shares(self, distance: float) -> Floats:
         """What share of the rows of each cell is no farther than a distance."""
         extent = self.high - self.low
@@ -86,7 +93,9 @@ class Distances:
     def _at(self, rank: float) -> float:
         """The distance that so many rows do not exceed, to the last bit."""
         # So many rows are reached before all rows of the cells are that reach as many, and after some of them are.
-        below, above = (_reached(bound, self.weight, rank) for bound in (self.low, self.high))
+        below, above = (
+            float(bound[min(int(np.searchsorted(reached, rank)), len(bound) - 1)]) for bound, reached in self._bounds
+        )
         met = (self.low < above) & (self.high > below)
         cells = Distances(*(values[met] for values in (self.weight, self.low, self.high, self.a, self.b)))
         rank -= float(self.weight[self.high <= below].sum())
@@ -98,10 +107,3 @@ class Distances:
                 below = middle
             else:
                 above = middle
-
-
-def _reached(values: Floats, weight: Floats, rank: float) -> float:
-    """The lowest value up to which there are so many rows."""
-    order = np.argsort(values, kind="stable")
-    reached = np.searchsorted(np.cumsum(weight[order]), rank)
-    return float(values[order[min(int(reached), len(order) - 1)]])
