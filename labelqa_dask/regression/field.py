@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from labelqa_dask.core.kernels import kernel
 from labelqa_dask.regression.grid import Grid, Masses, cells_of, find_piece
 from labelqa_dask.regression.median import Distances
-from labelqa_dask.regression.patches import Patching, Plane, values_at
+from labelqa_dask.regression.patches import Patching, Plane, error_of_scores, values_at
 from labelqa_dask.regression.rows import PIECE_ROWS, Floats, Rows, features_per_unit, scale_of
 from labelqa_dask.regression.sources import Sources
 
@@ -98,8 +98,8 @@ class Field:
             scale = scale_of(median, True)
             error_of_scale = off / scale / math.e  # which is by how much exp(-d / scale) changes at the most
         seen = values_at(patches[patch_of[checks.cell], :], *plane.raw(checks.x, checks.y))[0]
-        measured = np.abs(np.exp(-seen / scale) - np.exp(-finest / scale)).max()
-        error = max(float(measured), error_of_patches) + error_of_sources + error_of_scale
+        measured = float(error_of_scores(seen, finest, scale).max())
+        error = max(measured, error_of_patches) + error_of_sources + error_of_scale
         means = np.stack([*plane.raw(masses.x, masses.y), distances, masses.weight], axis=1)
         return cls(grid, patch_of, patches, scale, error, len(sources.masses.x), patching.places, means)
 
@@ -188,7 +188,7 @@ def _choose_sources(
     scale = scale_of(float(np.median(finest)), settings.scaled)
 
     def change(fewer: Floats, more: Floats) -> float:
-        return float(np.abs(np.exp(-fewer / scale) - np.exp(-more / scale)).max())
+        return float(error_of_scores(fewer, more, scale).max())
 
     # What halving the cells changed bounds, with room for rows that were not looked at, what halving them again would.
     remains = change(finer, finest)

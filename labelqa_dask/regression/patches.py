@@ -204,7 +204,7 @@ class Patching:
 
     def _score_error(self, coefficients: Floats, place: tuple[Floats, Floats], true: Floats) -> Floats:
         seen, _ = _polynomial(coefficients, *place)
-        return np.abs(np.exp(-seen / self._scale) - np.exp(-true / self._scale))
+        return error_of_scores(seen, true, self._scale)
 
     def _mass(self, rectangles: Ints) -> Masses:
         """What each rectangle holds."""
@@ -256,6 +256,11 @@ def _halves(rectangles: Ints, cuts: Ints) -> Ints:
         first[cut, high] = middle
         second[cut, low] = middle
     return np.concatenate([first, second])
+
+
+def error_of_scores(distances: Floats, true: Floats, scale: float) -> Floats:
+    """By how much the scores of distances, which may be below 0 where they are interpolated, differ from the true."""
+    return np.abs(np.exp(-np.maximum(distances, 0.0) / scale) - np.exp(-true / scale))
 
 
 def inverse_or_zero(values: Floats) -> Floats:

@@ -77,6 +77,15 @@ def test_places_that_many_share_are_told_apart(neighbors: Any) -> None:
     np.testing.assert_allclose(found, exact, rtol=0, atol=1e-9)
 
 
+def test_a_polynomial_far_from_all_rows_may_be_below_zero() -> None:
+    labels, predictions = regression_data(17, seed=1)
+    residuals = predictions - labels
+    labels[0] = 1e12
+    predictions = labels + residuals
+    scores = get_label_quality_scores(labels, predictions, neighbors="field", frac_neighbors=0.05)
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
 def test_zeros_in_excess_do_not_upset_the_field() -> None:
     rng = np.random.default_rng(0)
     zero = rng.random(5000) < 0.5
