@@ -165,19 +165,18 @@ class Masses:
     def of(cls, sums: NDArray[np.int64], grid: Grid, per_unit: Floats) -> tuple[Self, NDArray[np.intp]]:
         """The masses of the cells that are not empty, and the indices of these cells."""
         index = np.flatnonzero(sums[:, 0])
-        totals: Floats = sums[index].astype(np.float64)
+        n, sum_x, sum_y, sum_a, sum_b, sum_aa, sum_ab, sum_bb = sums[index].T.astype(np.float64, "C")
         u, v = np.divmod(index, len(grid.residual))
-        n = totals[:, 0]
         step_x, step_y = (
             axis.widths[i] * unit for axis, i, unit in zip((grid.label, grid.residual), (u, v), per_unit, strict=True)
         )
-        x = (grid.label.lines[u] - grid.label.centre) * per_unit[0] + totals[:, 1] / n * (step_x / _STEPS)
-        y = (grid.residual.lines[v] - grid.residual.centre) * per_unit[1] + totals[:, 2] / n * (step_y / _STEPS)
+        x = (grid.label.lines[u] - grid.label.centre) * per_unit[0] + sum_x / n * (step_x / _STEPS)
+        y = (grid.residual.lines[v] - grid.residual.centre) * per_unit[1] + sum_y / n * (step_y / _STEPS)
         step_x, step_y = step_x / _COARSE_STEPS, step_y / _COARSE_STEPS
-        a, b = totals[:, 3] / n, totals[:, 4] / n
-        xx = np.maximum(totals[:, 5] / n - a * a, 0) * step_x**2
-        xy = (totals[:, 6] / n - a * b) * step_x * step_y
-        yy = np.maximum(totals[:, 7] / n - b * b, 0) * step_y**2
+        a, b = sum_a / n, sum_b / n
+        xx = np.maximum(sum_aa / n - a * a, 0) * step_x**2
+        xy = (sum_ab / n - a * b) * step_x * step_y
+        yy = np.maximum(sum_bb / n - b * b, 0) * step_y**2
         return cls(n, x, y, xx, xy, yy), index
 
     def grouped(self, group: NDArray[Any]) -> Self:
