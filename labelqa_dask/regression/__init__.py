@@ -63,7 +63,7 @@ Neighbors = Literal["auto", "exact", "field", "pynndescent"]
 EVERY_ROW = int(np.iinfo(np.int64).max)
 SAMPLE_ROWS = 1 << 14
 """How many rows at most are kept to lay a grid by. Where these are all, `auto` is exact: that takes 0.15 seconds on two
-cores, little more than the field does."""
+cores."""
 ROW_BYTES = 200
 """Memory of a row where all are held, at the peak: sorted, merged, and cut into leaves or shards."""
 PYNNDESCENT_BYTES = 672 << 20

@@ -33,7 +33,7 @@ Json = dict[str, Any]
 StateT = TypeVar("StateT")
 
 _READ_AHEAD = 16
-FORMAT = 3
+FORMAT = 4
 """Of the record. What another one tells is not read."""
 STATS, MERGED = "stats", "merged"
 """Where the states are that scores rest on, and those of the data where the former are frozen."""
