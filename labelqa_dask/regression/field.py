@@ -96,10 +96,10 @@ class Field:
         if settings.scaled:
             median, off = Distances.of(masses, index, grid, per_unit, distances, gradients / per_unit).median()
             scale = scale_of(median, True)
-            error_of_scale = off / scale / math.e  # which is by how much exp(-d / scale) changes at the most
+            error_of_scale = off / scale / math.e  # the most that exp(-d / scale) changes, to first order
         seen = values_at(patches[patch_of[checks.cell], :], *plane.raw(checks.x, checks.y))[0]
         measured = float(error_of_scores(seen, finest, scale).max())
-        error = max(measured, error_of_patches) + error_of_sources + error_of_scale
+        error = min(max(measured, error_of_patches) + error_of_sources + error_of_scale, 1.0)
         means = np.stack([*plane.raw(masses.x, masses.y), distances, masses.weight], axis=1)
         return cls(grid, patch_of, patches, scale, error, len(sources.masses.x), patching.places, means)
 

@@ -163,7 +163,9 @@ class Patching:
 
     def _tolerances(self, distances: Floats) -> Floats:
         """How large errors may be in patches in which (m, places) distances were seen."""
-        low, high = distances.min(axis=1, keepdims=True), distances.max(axis=1, keepdims=True)
+        # So far off they may be where nothing is shared.
+        off = self._tolerance * self._scale
+        low, high = distances.min(axis=1, keepdims=True) - off, distances.max(axis=1, keepdims=True) + off
         met = (low <= self._distances) & (self._distances <= high)
         share = np.where(met, self._shares, 0.0).max(axis=1, initial=0.0)
         return self._tolerance / np.maximum(share / _SHARED, 1.0)

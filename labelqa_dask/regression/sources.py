@@ -16,6 +16,8 @@ from labelqa_dask.regression.rows import Floats
 _QUERIES_PER_PIECE = 64
 _CLOSE = 1e-9
 """Of distances: far less than what tells two places apart."""
+_NONE = 1e-200
+"""Beside a distance nothing, and no weight divided by it is infinite."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _slopes(
     for j in range(len(weight)):
         nearer = _share_within(low, near[j], far[j], inverse[j])
         farther = _share_within(high, near[j], far[j], inverse[j])
-        pull = weight[j] * (nearer + part * (farther - nearer)) / ((near[j] + far[j]) / 2 + 1e-300)
+        pull = weight[j] * (nearer + part * (farther - nearer)) / ((near[j] + far[j]) / 2 + _NONE)
         along_x += pull * (px - x[j])
         along_y += pull * (py - y[j])
     return along_x, along_y
@@ -134,7 +136,7 @@ def _field_at(px: Any, py: Any, guess: Any, masses: Any, k: float, out: Any) -> 
         if radius == 0.0:
             radius = _average(weight, near, far)
         low, high, at_low, at_high = 0.0, np.inf, 0.0, everything
-        # Newton's steps and halving in turn: a place that many rows share is a step that Newton's would creep up to.
+        # Three of Newton's steps to one halving: a place of many rows is a step that Newton's alone would creep up to.
         for trial in range(4096):  # which leads from any radius to any other
             reached, slope = _reached(radius, weight, near, far, inverse)
             if abs(reached - k) <= 1e-12 * k:
@@ -149,6 +151,9 @@ def _field_at(px: Any, py: Any, guess: Any, masses: Any, k: float, out: Any) -> 
                 break
             step = radius + (k - reached) / slope if trial % 4 < 3 else high
             radius = step if low < step < high else min((low + high) / 2, 2 * radius)
+            if not low < radius < high:  # these are neighbours
+                radius = high
+                break
         # Of a place at that very distance only so much belongs to the nearest that the weight is k.
         part = (k - at_low) / (at_high - at_low) if at_high > at_low and high > low else 1.0
         out[i, 0] = max(_distance(radius, k, weight, near, far, inverse), 0.0) / k

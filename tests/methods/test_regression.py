@@ -19,7 +19,8 @@ from labelqa_dask.core.task import Block, merge_states
 from labelqa_dask.regression import TASK, get_label_quality_scores
 from labelqa_dask.regression.exact import mean_distances
 from labelqa_dask.regression.grid import Axis, Grid, Masses, count_cells
-from labelqa_dask.regression.rows import Rows, scores_of_distances
+from labelqa_dask.regression.median import Distances
+from labelqa_dask.regression.rows import Rows, features_per_unit, scores_of_distances
 from labelqa_dask.regression.sources import Sources
 from tests.strategies import cuts, regression_data, seeded
 
@@ -83,7 +84,7 @@ def test_a_polynomial_far_from_all_rows_may_be_below_zero() -> None:
     labels[0] = 1e12
     predictions = labels + residuals
     scores = get_label_quality_scores(labels, predictions, neighbors="field", frac_neighbors=0.05)
-    assert ((scores >= 0) & (scores <= 1)).all()
+    assert np.isfinite(scores).all()  # and nothing has warned of an overflow
 
 
 def test_zeros_in_excess_do_not_upset_the_field() -> None:
@@ -242,9 +243,7 @@ def test_the_scale_is_the_median_even_where_few_rows_lie_around_it(seed: int) ->
     )
     field = stats["count"]
     distances = field.distances_of(labels, predictions - labels)
-    off = abs(field.scale / np.median(distances) - 1)
-    assert off < 1e-3
-    assert off / np.e < field.error
+    assert abs(field.scale / np.median(distances) - 1) < 1e-3
 
 
 @pytest.mark.parametrize("kind", ["normal", "clipped ratings", "zeros in excess"])
@@ -256,7 +255,7 @@ def test_the_error_of_a_field_is_about_what_was_estimated(kind: str, seed: int) 
     stats = reduce_arrays(TASK, whole, params)
     exact = get_label_quality_scores(labels, predictions, neighbors="exact")
     error = np.abs(score_arrays(TASK, whole, params, stats)["label_quality_score"] - exact).max()
-    assert error < 1.5 * stats["count"].error
+    assert stats["count"].error / 20 < error < 1.5 * stats["count"].error
 
 
 def test_the_field_is_known_where_all_rows_are_equally_far() -> None:
@@ -266,13 +265,46 @@ def test_the_field_is_known_where_all_rows_are_equally_far() -> None:
         np.testing.assert_allclose(sources.field(x, none)[:, 0], x)
 
 
+def test_a_place_may_hold_any_number_of_rows() -> None:
+    none = np.zeros(3)
+    weight, x = np.array([5e9, 5e9, 1.0]), np.array([0.0, 2.0, 7.0])
+    for k in (1e5, 4e9, 5e9, 7e9):
+        field = Sources(Masses(weight, x, none, none, none, none), k).field(np.array([0.0, 3.0]), np.zeros(2))
+        beyond = max(k - 5e9, 0.0)
+        np.testing.assert_allclose(field[:, 0], [2 * beyond / k, (5e9 + 3 * beyond) / k if beyond else 1.0])
+        np.testing.assert_allclose(field[:, 1], [-beyond / k, 1.0])
+
+
+def test_the_median_is_no_farther_off_than_estimated() -> None:
+    for kind in ("clustered", "heavy-tailed", "log-normal", "zeros in excess"):
+        labels, predictions = regression_data(50_000, kind)
+        rows = Rows.of(Block({"labels": labels, "predictions": predictions}, {"example": 0}), 1 << 14)
+        grid, per_unit = Grid.of(rows), features_per_unit(rows.deviation, 5.0)
+        residuals = predictions - labels
+        masses, index = Masses.of(count_cells(labels, residuals, grid), grid, per_unit)
+        slopes = np.array([0.6, -0.3])
+
+        def distances(x: Any, y: Any, slopes: Any = slopes) -> Any:
+            return 3 + slopes[0] * x + slopes[1] * y
+
+        at_cells = distances(masses.x, masses.y)
+        x, y = (
+            (values - axis.centre) * unit
+            for values, axis, unit in zip((labels, residuals), (grid.label, grid.residual), per_unit, strict=True)
+        )
+        of_cells = Distances.of(masses, index, grid, per_unit, at_cells, np.tile(slopes, (len(index), 1)))
+        median, off = of_cells.median()
+        error = abs(median - np.median(distances(x, y)))
+        assert error <= off < 1000 * error + 1e-3
+
+
 def test_rows_next_to_a_place_of_many_keep_their_rank() -> None:
     labels, predictions = regression_data(5000, "clipped ratings", 1)
     exact, field = (get_label_quality_scores(labels, predictions, neighbors=how) for how in ("exact", "field"))
     clipped = exact[(labels == 5) & (predictions == 5)][0]
     beside = np.abs(exact - clipped) < 1e-3
     assert np.count_nonzero(beside & (exact != clipped)) >= 5
-    np.testing.assert_allclose(field[beside] - field[exact == clipped][0], exact[beside] - clipped, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(field[beside] - field[exact == clipped][0], exact[beside] - clipped, rtol=0, atol=6e-6)
 
 
 def test_intervals_hold_their_values() -> None:
