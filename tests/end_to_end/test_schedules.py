@@ -266,7 +266,7 @@ def test_a_scheduled_run_happens_and_leaves_its_artifacts(server, tmp_path, mult
     with server.running(log, "flows.cli", "serve", path, "--cron", every_three_seconds):
 
         def completed() -> list[FlowRun]:
-            return [run for run in server.runs_of("served") if run.state.is_completed()]
+            return [run for run in server.runs_of("served") if run.state and run.state.is_completed()]
 
         wait_until(lambda: latest(stored.out) is not None, log)
         wait_until(lambda: len(completed()) >= 2, log)
