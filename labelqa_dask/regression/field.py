@@ -94,7 +94,7 @@ class Field:
         distances, gradients = values_at(patches[patch_of[index], :], *plane.raw(masses.x, masses.y))
         error_of_scale = 0.0
         if settings.scaled:
-            median, off = Distances.of(masses, index, grid, per_unit, distances, gradients / per_unit).median()
+            median, off = Distances.of(masses, index, plane, distances, gradients / per_unit).median()
             scale = scale_of(median, True)
             error_of_scale = off / scale / math.e  # the most that exp(-d / scale) changes, to first order
         seen = values_at(patches[patch_of[checks.cell], :], *plane.raw(checks.x, checks.y))[0]

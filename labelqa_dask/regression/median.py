@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc
 
-from labelqa_dask.regression.grid import Grid, Masses
+from labelqa_dask.regression.grid import Masses
+from labelqa_dask.regression.patches import Plane
 from labelqa_dask.regression.rows import Floats
 
+# Rows at the two bounds alone have no concentration; and a variance of so little, in squares of the extent, is a step.
 _LEAST_CONCENTRATION = 1e-3
 _LEAST_VARIANCE = 1e-9
 
@@ -41,19 +43,21 @@ class Distances:
     b: Floats
 
     @classmethod
-    def of(
-        cls, masses: Masses, index: NDArray[np.intp], grid: Grid, per_unit: Floats, mean: Floats, slopes: Floats
-    ) -> Self:
+    def of(cls, masses: Masses, index: NDArray[np.intp], plane: Plane, mean: Floats, slopes: Floats) -> Self:
         """Distances in cells where they are `mean` (m,) at the rows' mean place, and change by `slopes` (m, 2)."""
         along_x, along_y = slopes.T
         variance = along_x**2 * masses.xx + 2 * along_x * along_y * masses.xy + along_y**2 * masses.yy
         low, high = mean.copy(), mean.copy()
-        places = np.divmod(index, len(grid.residual))
-        for axis, at, unit, slope, place in zip(
-            (grid.label, grid.residual), places, per_unit, slopes.T, (masses.x, masses.y), strict=True
+        u, v = np.divmod(index, len(plane.grid.residual))
+        label, residual = (
+            axis.widths * unit
+            for axis, unit in zip((plane.grid.label, plane.grid.residual), plane.per_unit, strict=True)
+        )
+        for slope, place, start, width in (
+            (along_x, masses.x, plane.x[u], label[u]),
+            (along_y, masses.y, plane.y[v], residual[v]),
         ):
-            start = (axis.lines[at] - axis.centre) * unit
-            ends = slope * (start - place), slope * (start + axis.widths[at] * unit - place)
+            ends = slope * (start - place), slope * (start + width - place)
             low += np.minimum(*ends)
             high += np.maximum(*ends)
         extent = high - low

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from labelqa_dask.core.kernels import kernel
 from labelqa_dask.regression.grid import Grid, Masses
-from labelqa_dask.regression.rows import Floats
+from labelqa_dask.regression.rows import Floats, scores_of_distances
 from labelqa_dask.regression.sources import Sources
 
 _ROOT_CELLS = 16
@@ -261,8 +261,9 @@ def _halves(rectangles: Ints, cuts: Ints) -> Ints:
 
 
 def error_of_scores(distances: Floats, true: Floats, scale: float) -> Floats:
-    """By how much the scores of distances, which may be below 0 where they are interpolated, differ from the true."""
-    return np.abs(np.exp(-np.maximum(distances, 0.0) / scale) - np.exp(-true / scale))
+    """By how much the scores of distances differ from the true ones."""
+    seen, exact = (scores_of_distances(np.ascontiguousarray(values), scale) for values in (distances, true))
+    return np.abs(seen - exact)
 
 
 def inverse_or_zero(values: Floats) -> Floats:
